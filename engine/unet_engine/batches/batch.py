@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 from unet_engine.api import Result, run_volume
 from unet_engine.backends.known_models import open_known
-from unet_engine.batches.inputs import Item, expanded
+from unet_engine.batches.inputs import Item, expanded, with_images
 from unet_engine.batches.outputs import check_apart, check_pattern, out_of, out_of_one
 from unet_engine.endings import called
 from unet_engine.errors import UnetEngineError
@@ -25,7 +25,7 @@ from unet_engine.prepare.fetching import at_hand
 from unet_engine.prepare.given import Given
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.prepare.survey import check_output, survey
-from unet_engine.settings import Settings
+from unet_engine.settings import Settings, from_environment
 from unet_engine.settings_text import parse_part
 
 Status = Literal["done", "already complete", "failed", "interrupted", "planned"]
@@ -77,7 +77,8 @@ def volumes_of(inputs: Sequence[str], given: Mapping[str, Any], adapt: Callable[
     Raises `SettingsError` where two would be written to one place, and what opening the model raises.
     """
     models: dict[tuple[Any, ...], ModelFile] = {}
-    items = _of_cases(expanded(inputs), lambda item: _model(adapt(Settings.of(**_said(given, item))), models))
+    items = with_images(expanded(inputs), given.get("image") or from_environment().get("image"))
+    items = _of_cases(items, lambda item: _model(adapt(Settings.of(**_said(given, item))), models))
     found = []
     for number, item in enumerate(items, 1):
         said = _said(given, item)
@@ -85,7 +86,9 @@ def volumes_of(inputs: Sequence[str], given: Mapping[str, Any], adapt: Callable[
             settings = Settings.of(**said)
             if settings.out is not None and "out" not in item.settings:
                 check_pattern(settings.out, len(items))
-                settings = Settings.of(**{**said, "out": out_of(settings.out, item.input, number)})
+                settings = Settings.of(
+                    **{**said, "out": out_of(settings.out, item.collection or item.input, number, item.image)}
+                )
             settings = adapt(settings)
         model = _model(settings, models)
         found.append(Volume(number, len(items), settings, settings.out or _usual(settings, model), model))

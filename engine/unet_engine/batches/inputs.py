@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from unet_engine.storage import stores
 from unet_engine.storage.remote import AT_ONCE
 from unet_engine.text_files import NotReadable, read_text
 from unet_engine.units import brief
-from unet_engine.volumes.formats import OTHERWISE, format_of
+from unet_engine.volumes.formats import OTHERWISE, format_of, images_of, located
 
 LISTS = (".csv", ".jsonl", ".ndjson")
 """Endings of lists."""
@@ -56,6 +56,9 @@ class Item:
     """What the list says of it alone."""
     said_at: str = ""
     """Where a list says so."""
+    image: str = ""
+    """Which of all images of `collection` it is, where these are asked for."""
+    collection: str = ""
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -68,10 +71,10 @@ class Item:
             raise reworded(error, f"{self.said_at}: {error}") from error
 
 
-def are_several(inputs: Sequence[str]) -> bool:
-    """Whether `inputs` may stand for another number of volumes than one: several paths, a list, a glob, or a folder
-    that is no volume itself."""
-    return len(inputs) != 1 or is_list(inputs[0]) or is_glob(inputs[0]) or is_folder(inputs[0])
+def are_several(inputs: Sequence[str], image: object = None) -> bool:
+    """Whether `inputs`, of which `image` is asked for, may stand for another number of volumes than one: several paths,
+    a list, a glob, a folder that is no volume itself, or all images of one."""
+    return image == ALL_IMAGES or len(inputs) != 1 or is_list(inputs[0]) or is_glob(inputs[0]) or is_folder(inputs[0])
 
 
 def is_list(path: str) -> bool:
@@ -129,6 +132,26 @@ def expanded(inputs: Sequence[str]) -> list[Item]:
             raise SettingsError(f"--in stands for more than {MOST:,} volumes; give fewer at once")
     return found
 
+
+def with_images(items: Sequence[Item], image: str | None) -> list[Item]:
+    """`items`, of which those of which all images are asked for, by what is said of each or else by `image`, are one
+    for each image. Raises `InputError`."""
+    found: list[Item] = []
+    for item in items:
+        if item.settings.get("image", image) != ALL_IMAGES:
+            found.append(item)
+            continue
+        with item.told():
+            names = images_of(item.input)
+        alone = {**item.settings, "image": None}
+        whole = replace(item, settings=alone, collection=item.input)
+        found += [replace(whole, input=located(item.input, name, None), image=name) for name in names] or [
+            replace(item, settings=alone)
+        ]
+    return found
+
+
+ALL_IMAGES = "all"
 
 # --- globs and folders ---
 

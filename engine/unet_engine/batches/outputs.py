@@ -17,13 +17,15 @@ FIELDS = {
     "stem": "the same without its ending, scan",
     "parent": "the folder it lies in",
     "case": "the same without the number of a channel, as nnU-Net has it: CASE of CASE_0000.nii.gz",
+    "image": "which image of a plate, collection, TIFF or folder of DICOM, with --image all",
     "number": "its place among the volumes, from 1",
 }
 """What a pattern may name in braces."""
 
 
-def out_of(pattern: str, volume: str, number: int) -> str:
-    """The output of one volume. Raises `SettingsError` for a pattern that names what there is not."""
+def out_of(pattern: str, volume: str, number: int, image: str = "") -> str:
+    """The output of one volume, which is the `image` of several, where these are counted. Raises
+    `SettingsError` for a pattern that names what there is not."""
     several = parts(plain(volume))
     place = endings.together(several)[0] if len(several) > 1 else several[0]
     file, within = inside((place if is_local(place) else place.partition("?")[0]).rstrip("/"))
@@ -33,6 +35,7 @@ def out_of(pattern: str, volume: str, number: int) -> str:
         "stem": endings.stem(name) + (f"-{within.strip('/').replace('/', '-')}" if within else ""),
         "case": re.sub(r"(?<=.)_0000$", "", endings.stem(name)),
         "parent": folder.rpartition("/")[2] or ("" if folder else os.path.basename(os.getcwd())),  # noqa: PTH109, PTH119
+        "image": image.replace("/", "-"),
         "number": str(number),
     }
     text = ""

@@ -17,6 +17,7 @@ WORDS = {
     "normalize": ("none", "zscore", "minmax", "percentile:1,99", "range:", "fixed:mean=", "imagenet"),
     "outside": ("keep",),
     "tiling": ("auto",),
+    "image": ("all",),
     "timepoint": ("all",),
     "tta": ("none", "mirror", "turns", "mirror+turns"),
 }

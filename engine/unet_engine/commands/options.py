@@ -280,7 +280,8 @@ _SETTINGS = [
     click.option(
         "--image",
         metavar="NAME",
-        help="Of a plate, collection, TIFF or folder of DICOM: an image in it, by name or number.",
+        shell_complete=words,
+        help="Of a plate, collection, TIFF or folder of DICOM: an image in it, by name or number; run: all.",
     ),
     click.option("--level", type=int, metavar="N", help="Of a pyramid or overviews; default: 0, the full resolution."),
     click.option(

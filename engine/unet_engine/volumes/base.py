@@ -256,6 +256,14 @@ class Several(Protocol):
         are opened by; None is the only one. Raises `InputError` listing what there is."""
 
 
+@runtime_checkable
+class Listing(Protocol):
+    """A format of files or folders whose images can be listed."""
+
+    def images(self, path: str) -> list[str]:
+        """What each image of `path` is called for `Several.located`, in order; none where there is but one."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StoredVolume(ABC):
     """A volume that is a stored array. A format gives these facts, `stored`, and `has_data` where it can tell."""

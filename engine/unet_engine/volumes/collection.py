@@ -107,24 +107,24 @@ def _named(path: str, found: list[str], image: str) -> str:
         raise InputError(f"--image {brief(image)}: {path} has one image alone; leave --image out")
     if image == "all":
         raise InputError(
-            f"--image all: a run is of one image, and {path} has {len(found)}; for a run of each: "
-            f"--in '{path.rstrip('/')}/{_pattern(found)}' --out 'OUT/{{number:04}}.zarr' --results OUT.jsonl, which says "
-            "which is which"
+            f"--image all: {path} has {len(found)} images, and this is done of one; name it, e.g. --image {found[0]}, "
+            "from 0 by number; unet-engine run takes all of them"
         )
     raise InputError(f"--image {brief(image)}: {path} has {listed(found)}; give one of them")
-
-
-def _pattern(found: list[str]) -> str:
-    """A glob of these images, and of nothing that lies beside them."""
-    parts = found[0].split("/")
-    same = {name.rpartition("/")[2] for name in found}
-    last = "[0-9]*" if all(name.isdigit() for name in same) else parts[-1] if len(same) == 1 else "*"
-    return "/".join([*("*" for _ in parts[:-1]), last])
 
 
 def listed(found: list[str]) -> str:
     more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
     return ", ".join(found[:_LISTED]) + more
+
+
+def images_of(path: str) -> list[str]:
+    """The images in the Zarr group at `path`; none where it is one itself, or an array. Raises `InputError`."""
+    try:
+        node = stores.open_node(path)
+    except Exception as error:
+        raise InputError(f"--image all: {path} is no Zarr: {first_line(error)}; leave --image out") from error
+    return images(path, node) if isinstance(node, zarr.Group) and not geozarr.is_pyramid(node) else []
 
 
 def images(path: str, group: zarr.Group) -> list[str]:

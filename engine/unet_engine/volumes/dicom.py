@@ -30,6 +30,7 @@ from unet_engine.volumes.dicom_files import (
     series_files,
     shown,
     uid_meant,
+    uids_in,
 )
 from unet_engine.volumes.dicom_order import Slice, ordered
 from unet_engine.volumes.files import FileVolume, Kept, Part, check_pieces, grouped, has_ending, opening, package
@@ -62,6 +63,9 @@ class DicomFormat:
 
     def located(self, path: str, image: str | None, level: int | None) -> str:
         return located(path, image, level)
+
+    def images(self, path: str) -> list[str]:
+        return uids_in(path)
 
     def open(self, path: str, axes: str | None) -> DicomVolume:
         pydicom = package(path, "DICOM", "pydicom", "dicom")

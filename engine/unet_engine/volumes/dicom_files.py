@@ -124,10 +124,7 @@ def located(path: str, image: str | None, level: int | None) -> str:
         return path
     if not Path(folder).is_dir():
         raise InputError(f"--image {brief(image)}: {path} is one file; leave --image out")
-    pydicom = package(path, "DICOM", "pydicom", "dicom")
-    with opening(folder, "DICOM series"):
-        headers = [header_of(pydicom, file, _SERIES) for file in dicom_files(folder)]
-    found = found_of([header for header in headers if header.get("Rows")])
+    found = _series_in(path)
     named = [one for one in found if image in (one.uid, one.description)]
     if not named and image.isascii() and image.isdigit():
         named = found[int(image[:9]) : int(image[:9]) + 1]
@@ -135,6 +132,22 @@ def located(path: str, image: str | None, level: int | None) -> str:
         why = "several are called so" if named else "there is none"
         raise InputError(f"--image {brief(image)}: {why} in {path}; it has {shown(found)}, numbered from 0")
     return chosen(path, image=named[0].uid or NO_UID)
+
+
+def _series_in(path: str) -> list[SeriesFound]:
+    """Those of the folder at `path` that have images."""
+    pydicom = package(path, "DICOM", "pydicom", "dicom")
+    folder = inside(path)[0]
+    with opening(folder, "DICOM series"):
+        headers = [header_of(pydicom, file, _SERIES) for file in dicom_files(folder)]
+    return found_of([header for header in headers if header.get("Rows")])
+
+
+def uids_in(path: str) -> list[str]:
+    """What each series of the folder at `path` is called for `located`; none where there is but one, or it is a file."""
+    several = Path(inside(path)[0]).is_dir() and uid_meant(path) is None
+    found = _series_in(path) if several else []
+    return [one.uid or str(number) for number, one in enumerate(found)] if len(found) > 1 else []
 
 
 NO_UID = "none"

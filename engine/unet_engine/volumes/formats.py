@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from unet_engine.errors import InputError, UnetEngineError, first_line, of_store
 from unet_engine.paths import is_local, plain
 from unet_engine.volumes import collection, dicom, dicom_seg, hdf5, nifti, picture, raster, tiff
-from unet_engine.volumes.base import Format, Several, Volume
+from unet_engine.volumes.base import Format, Listing, Several, Volume
 from unet_engine.volumes.dicom import DicomFormat
 from unet_engine.volumes.dicom_seg import DicomSegFormat
 from unet_engine.volumes.fetched import FetchedFormat
@@ -25,6 +27,7 @@ from unet_engine.volumes.slices import SlicesFormat
 from unet_engine.volumes.tiff import TiffFormat
 from unet_engine.volumes.zarr_volume import ZarrFormat
 
+T = TypeVar("T")
 FILES: list[Format] = [
     NpyFormat(),
     RasterFormat(),
@@ -64,13 +67,34 @@ def format_of(path: str) -> Format | None:
 def located(path: str, image: str | None, level: int | None) -> str:
     """The path of what is meant of `path`: its image called, or numbered from 0, `image`, and of that the one of
     `level`, 0 being the full resolution. Raises `InputError` listing what there is."""
+    if image == "all" and not images_of(path):  # it is all of them
+        image = None
     if image is None and level is None:
         return path
-    try:
-        format = format_of(plain(path))
+
+    def of(format: Format | None) -> str:
         if isinstance(format, Several):
             return format.located(plain(path), image, level)
         return collection.located(path, image, level)
+
+    return _understood(path, of)
+
+
+def images_of(path: str) -> list[str]:
+    """What each image of `path` is called, for `located`; none where there is but one. Raises `InputError`."""
+
+    def of(format: Format | None) -> list[str]:
+        if isinstance(format, Listing):
+            return format.images(plain(path))
+        return collection.images_of(path) if format is OTHERWISE else []
+
+    return _understood(path, of)
+
+
+def _understood(path: str, read: Callable[[Format | None], T]) -> T:
+    """What `read` makes of the format of `path`. Raises `InputError` for whatever it raises."""
+    try:
+        return read(format_of(plain(path)))
     except UnetEngineError:
         raise
     except Exception as error:  # metadata of the right form may still say anything

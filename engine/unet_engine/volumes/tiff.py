@@ -34,7 +34,7 @@ from unet_engine.volumes.files import (
     package,
     plain_chunks,
 )
-from unet_engine.volumes.tiff_images import Image, image_of, listed, named_axes, unnamed
+from unet_engine.volumes.tiff_images import Image, image_of, listed, named_axes, names_of, unnamed
 from unet_engine.volumes.tiff_tags import Placed, alphas, channels_of, nodata_of, placed, timing_of
 
 ENDINGS = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".svs", ".ndpi", ".stk", ".qptiff", ".scn")
@@ -46,6 +46,18 @@ class TiffFormat:
 
     def located(self, path: str, image: str | None, level: int | None) -> str:
         return chosen(path, image=image, level=level or None)
+
+    def images(self, path: str) -> list[str]:
+        whole = inside(path)[0]
+        if "image" in said(path):
+            return []
+        tifffile = package(path, "a TIFF file", "tifffile", "tiff")
+        with opening(path, "TIFF file"):
+            file, _, _ = tiff_files.opened(whole, tifffile)
+            try:
+                return names_of(file)
+            finally:
+                file.close()
 
     def open(self, path: str, axes: str | None) -> Volume:
         whole, wanted = inside(path)[0], said(path)

@@ -62,6 +62,16 @@ def _named_series(path: str, file: Any, image: str) -> Any:
     return called[0]
 
 
+def names_of(file: Any) -> list[str]:
+    """What each image of a file is called for `image_of`: its number, which none has for a name; none of a single one.
+    Raises `InputError`."""
+    called = [one.name for one in file.series]
+    numbers = [str(number) for number in range(len(called))]
+    if odd := next((name for name in called if name in numbers and called.index(name) != int(name)), None):
+        raise InputError(f"--image all: an image of it is called {odd}, and is not number {odd}; name one at a time")
+    return numbers if len(numbers) > 1 else []
+
+
 def _shown(series: Sequence[Any]) -> str:
     more = f" and {len(series) - _SHOWN} more" if len(series) > _SHOWN else ""
     return ", ".join(f"{brief(s.name)} " * bool(s.name) + f"{times(s.shape)} {s.axes}" for s in series[:_SHOWN]) + more
