@@ -66,6 +66,24 @@ def together(paths: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     return folder + (shared or stems[0]) + ending, _apart(stems if alike else own)
 
 
+def numbered(path: str) -> tuple[str, int, str] | None:
+    """What stands before, the number, and what stands behind it of the file of one channel, as nnU-Net calls them
+    (``CASE_0000.nii.gz``); None where `path` is none such."""
+    found = _NUMBERED.fullmatch(path)
+    return (found[1], int(found[2]), found[3]) if found else None
+
+
+_NUMBERED = re.compile(r"((?:.*/)?[^/]*[^/]_)([0-9]{4})(\.[^/]+)", re.DOTALL)
+
+
+def cases_among(paths: Sequence[str]) -> list[str]:
+    """What several cases are called whose channels `paths` are, all of them called so; empty where they are not, or are
+    numbered parts of one thing, as slices are."""
+    found = [numbered(path) for path in paths]
+    cases = list(dict.fromkeys(one[0] for one in found if one))
+    return cases if len(cases) > 1 and all(found) and any(one and one[1] == 0 for one in found) else []
+
+
 def called(path: str) -> str:
     """The outermost path that the volume at `path` is called after, without its ending: ``scan``; of several that are
     one, what they have in common."""

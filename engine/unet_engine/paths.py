@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -37,32 +38,33 @@ _BEFORE_URL = re.compile(r"\+(?=[A-Za-z][A-Za-z0-9.-]*://)")
 """A plus that is followed by a URL."""
 
 
-def parts(path: str, folder: str = "") -> tuple[str, ...]:
-    """The volumes that ``a.tif+b.tif`` names, whose channels are those of one volume; any other path alone. `folder`:
-    where relative paths begin, if elsewhere than here.
+def parts(path: str, is_there: Callable[[str], bool] | None = None) -> tuple[str, ...]:
+    """The volumes that ``a.tif+b.tif`` names, whose channels are those of one volume; any other path alone. `is_there`:
+    whether something is at a relative path, where these begin elsewhere than here.
 
     What is there under the whole name is that. Of names with a plus, the longest that are there are taken."""
-    if "+" not in path or (is_local(path) and _is_there(path, folder)):
+    is_there = is_there or _is_there
+    if "+" not in path or (is_local(path) and is_there(path)):
         return (path,)
-    return tuple(part for piece in _BEFORE_URL.split(path) for part in _local_parts(piece, folder))
+    return tuple(part for piece in _BEFORE_URL.split(path) for part in _local_parts(piece, is_there))
 
 
-def _local_parts(path: str, folder: str) -> list[str]:
+def _local_parts(path: str, is_there: Callable[[str], bool]) -> list[str]:
     words = path.split("+")
     if not is_local(path) or "" in words:
         return [path]
     found, known = [], False
     while words:
         names = ["+".join(words[:count]) for count in range(len(words), 0, -1)]
-        there = next((name for name in names if _is_there(name, folder)), None)
+        there = next((name for name in names if is_there(name)), None)
         known = known or there is not None
         found.append(there or words[0])
         words = words[found[-1].count("+") + 1 :]
     return found if known else [path]
 
 
-def _is_there(path: str, folder: str) -> bool:
-    return os.path.lexists(os.path.join(folder, inside(path)[0]))  # noqa: PTH118  # text, as the user wrote it
+def _is_there(path: str) -> bool:
+    return os.path.lexists(inside(path)[0])
 
 
 def root_of(path: str) -> str:

@@ -111,3 +111,63 @@ def test_files_that_a_run_made_are_no_volumes(tmp_path, monkeypatch):
     assert cli("convert", "f/a.npy", "f/b.npy").code == 0
     said = cli("run", "--in", "f", "--model", model, "--normalize", "none", "--resume")
     assert "2 volumes: 1 already complete, 1 done" in said.err
+
+
+def pictures(folder, channels, cases="ab", ending="png"):
+    """A folder of planes that are called as channels of cases; the voxels of each."""
+    codecs, tifffile = pytest.importorskip("imagecodecs"), pytest.importorskip("tifffile")
+    Path(folder).mkdir()
+    found = {}
+    for case in cases:
+        found[case] = RNG.integers(0, 200, (channels, 20, 24)).astype("u1")
+        for number, plane in enumerate(found[case]):
+            name = f"{folder}/{case}_{number:04}.{ending}"
+            if ending == "png":
+                Path(name).write_bytes(codecs.png_encode(plane))
+            else:
+                tifffile.imwrite(name, plane)
+    return found
+
+
+def flat(folder, channels, axes="yx"):
+    return fake_model(folder, name=f"n{channels}{axes}", axes=axes, channels_in=channels, channels_out=channels)
+
+
+@pytest.mark.parametrize(("ending", "channels"), [("png", 2), ("tif", 3), ("png", 1)])
+def test_a_folder_of_planes_that_are_called_so_is_cases(tmp_path, monkeypatch, ending, channels):
+    monkeypatch.chdir(tmp_path)
+    found = pictures("imagesTs", channels, ending=ending)
+    said = ran("--in", "imagesTs", "--model", flat(tmp_path, channels), "--out", "o/{case}.zarr")
+    assert "2 volumes: 2 done" in said.err
+    assert all(same(f"o/{case}.zarr", voxels) for case, voxels in found.items())
+
+
+def test_one_case_of_planes_is_known_by_its_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = pictures("one", 3, "c")
+    assert ran("--in", "one", "--model", flat(tmp_path, 3), "--out", "o/{case}.zarr").code == 0
+    assert same("o/c.zarr", found["c"])
+    assert ran("--in", "one", "--model", flat(tmp_path, 1, "zyx"), "--out", "slices.zarr").code == 0
+    assert same("slices.zarr", found["c"])
+    missing = ran("--in", "one", "--model", flat(tmp_path, 4), "--out", "four.zarr")
+    assert (missing.code, "one/c_0003.png is missing" in missing.err) == (3, True)
+
+
+def test_what_is_cases_or_slices_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = pictures("both", 2)
+    for command in (
+        ("info", "both"),
+        ("convert", "both", "o.zarr"),
+        ("plan", "--in", "both", "--model", flat(tmp_path, 2)),
+    ):
+        said = cli(*command)
+        assert (said.code, "'both/*'" in said.err, "--axes zyx" in said.err) == (3, True, True)
+    alone = ran("--in", "both", "--model", flat(tmp_path, 1), "--out", "o/{case}.zarr")
+    assert (alone.code, "a_0001.png is called as another channel" in alone.err) == (3, True)
+    said = ran("--in", "both", "--axes", "zyx", "--model", flat(tmp_path, 1, "zyx"), "--out", "s.zarr")
+    assert said.code == 0
+    assert same("s.zarr", np.concatenate([found["a"], found["b"]]))
+    Path("both/b_0001.png").unlink()
+    said = ran("--in", "both", "--model", flat(tmp_path, 2), "--out", "o/{case}.zarr")
+    assert (said.code, "b_0000.png has 1 channel" in said.err) == (3, True)

@@ -7,6 +7,7 @@ import pytest
 
 from support.command_line import cli
 from support.s3 import faulty, upload
+from support.shares import share
 from support.volumes import fake_model, make_volume
 from support.web_server import WebServer
 from unet_engine.batches.inputs import are_several, expanded
@@ -72,6 +73,41 @@ def test_lists_behind_urls(bucket, tmp_path):
         client.put_object(Bucket="lab", Key="lists/bad.jsonl", Body=json.dumps({"input": place}).encode())
         with pytest.raises(SettingsError, match="a place on this machine or above"):
             expanded(["s3://lab/lists/bad.jsonl"])
+
+
+def test_a_list_behind_a_url_names_channels_in_files_of_their_own(bucket, tmp_path):
+    _, client = bucket
+    for name in ("a.npy", "b+c.npy", "d.npy"):
+        (tmp_path / name).touch()
+        client.upload_file(str(tmp_path / name), "lab", f"joined/{name}")
+    rows = b"input\na.npy+b+c.npy\nb+c.npy\na.npy+s3://other/y.zarr\nx.npy+y.npy\n"
+    client.put_object(Bucket="lab", Key="joined/all.csv", Body=rows)
+    at = "s3://lab/joined"
+    wanted = [f"{at}/a.npy+{at}/b+c.npy", f"{at}/b+c.npy", f"{at}/a.npy+s3://other/y.zarr", f"{at}/x.npy+y.npy"]
+    assert [item.input for item in expanded([f"{at}/all.csv"])] == wanted
+    (tmp_path / "all.jsonl").write_text(json.dumps({"input": "d.npy+b+c.npy"}))
+    with WebServer(tmp_path) as server:
+        both = f"{server.url}/d.npy?s=1+{server.url}/b+c.npy?s=1"
+        assert [item.input for item in expanded([f"{server.url}/all.jsonl?s=1"])] == [both]
+    client.put_object(Bucket="lab", Key="joined/bad.csv", Body=b"input\na.npy+../../d.npy\n")
+    with pytest.raises(SettingsError, match="a place on this machine or above"):
+        expanded([f"{at}/bad.csv"])
+
+
+@pytest.mark.parametrize("ending", share(["npy", "nii.gz"], 1))
+def test_files_that_a_run_wrote_are_left_out(bucket, tmp_path, ending):
+    if ending != "npy":
+        pytest.importorskip("nibabel")
+    _, client = bucket
+    np.save(tmp_path / "c.npy", IMAGE)
+    client.upload_file(str(tmp_path / "c.npy"), "lab", f"again/{ending}/scan.npy")
+    assert cli("convert", f"s3://lab/again/{ending}/scan.npy", f"s3://lab/again/{ending}/copy.{ending}").code == 0
+    pattern = f"s3://lab/again/{ending}/*"
+    command = ["run", "--in", pattern, "--model", fake_model(tmp_path), "--out", f"{{parent}}/{{stem}}-x.{ending}"]
+    before = inputs(pattern)
+    assert len(before) == 2  # what `convert` makes is a volume
+    assert (said := cli(*command, "--results", tmp_path / "r.jsonl")).code == 0, said.err
+    assert inputs(pattern) == inputs(f"s3://lab/again/{ending}/") == before
 
 
 def test_a_run_of_a_glob_leaves_out_what_it_wrote_before(bucket, tmp_path):

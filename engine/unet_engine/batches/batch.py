@@ -13,8 +13,8 @@ from unet_engine.api import Result, run_volume
 from unet_engine.backends.known_models import open_known
 from unet_engine.batches.inputs import Item, expanded, with_images
 from unet_engine.batches.outputs import check_apart, check_pattern, out_of, out_of_one
-from unet_engine.endings import called
-from unet_engine.errors import UnetEngineError
+from unet_engine.endings import called, numbered
+from unet_engine.errors import InputError, UnetEngineError
 from unet_engine.execution.choose import Make, teams
 from unet_engine.execution.relay import Relay, Stopped
 from unet_engine.execution.team import Team
@@ -77,7 +77,9 @@ def volumes_of(inputs: Sequence[str], given: Mapping[str, Any], adapt: Callable[
     Raises `SettingsError` where two would be written to one place, and what opening the model raises.
     """
     models: dict[tuple[Any, ...], ModelFile] = {}
-    items = with_images(expanded(inputs), given.get("image") or from_environment().get("image"))
+    around = from_environment()
+    items = expanded(inputs, given.get("axes") or around.get("axes"))
+    items = with_images(items, given.get("image") or around.get("image"))
     items = _of_cases(items, lambda item: _model(adapt(Settings.of(**_said(given, item))), models))
     found = []
     for number, item in enumerate(items, 1):
@@ -119,6 +121,7 @@ def _of_cases(items: Sequence[Item], model_of: Callable[[Item], ModelFile | None
                 with item.told():
                     model = model_of(item)
                 if model is None or model.spec.channels_in == 1:
+                    _check_alone(items, model)
                     return list(items)
                 spec = model.spec
             files = of_own_files(item.input, spec)
@@ -126,6 +129,16 @@ def _of_cases(items: Sequence[Item], model_of: Callable[[Item], ModelFile | None
         if not files or joined.input not in found:
             found[joined.input if files else f"{len(found)} {item.input}"] = joined
     return list(found.values())
+
+
+def _check_alone(items: Sequence[Item], model: ModelFile | None) -> None:
+    """Raise `InputError` where a folder of cases has several channels of one, and the model takes one."""
+    wrong = next((i for i in items if i.of_cases and (said := numbered(i.input)) and said[1] > 0), None)
+    if wrong and model:
+        raise InputError(
+            f"{wrong.input} is called as another channel of its case, and the model {model.spec.name} takes one; name those "
+            f"that are meant, e.g. --in '{wrong.of_cases}/*_0000.*', or say --axes zyx where they are slices of one volume"
+        )
 
 
 def placed(settings: Settings) -> Settings:

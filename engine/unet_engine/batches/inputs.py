@@ -19,13 +19,15 @@ from unet_engine.batches import patterns, remote
 from unet_engine.errors import InputError, SettingsError, first_line, reworded
 from unet_engine.output.header import read_header
 from unet_engine.paths import inside, is_local, parts, plain
-from unet_engine.postprocess.formats import account_of
+from unet_engine.postprocess.formats import account_of, is_remote_file
 from unet_engine.settings_files import CONFIG
 from unet_engine.storage import stores
 from unet_engine.storage.remote import AT_ONCE
 from unet_engine.text_files import NotReadable, read_text
 from unet_engine.units import brief
+from unet_engine.volumes.account import KEY
 from unet_engine.volumes.formats import OTHERWISE, format_of, images_of, located
+from unet_engine.volumes.slices import are_cases
 
 LISTS = (".csv", ".jsonl", ".ndjson")
 """Endings of lists."""
@@ -59,6 +61,8 @@ class Item:
     image: str = ""
     """Which of all images of `collection` it is, where these are asked for."""
     collection: str = ""
+    of_cases: str = ""
+    """The folder that it was found in, where others would be slices of one volume."""
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -71,10 +75,11 @@ class Item:
             raise reworded(error, f"{self.said_at}: {error}") from error
 
 
-def are_several(inputs: Sequence[str], image: object = None) -> bool:
-    """Whether `inputs`, of which `image` is asked for, may stand for another number of volumes than one: several paths,
-    a list, a glob, a folder that is no volume itself, or all images of one."""
-    return image == ALL_IMAGES or len(inputs) != 1 or is_list(inputs[0]) or is_glob(inputs[0]) or is_folder(inputs[0])
+def are_several(inputs: Sequence[str], image: object = None, axes: str | None = None) -> bool:
+    """Whether `inputs`, of which `image` is asked for and `axes` are said, may stand for another number of volumes than
+    one: several paths, a list, a glob, a folder that is no volume itself, or all images of one."""
+    several = len(inputs) != 1 or is_list(inputs[0]) or is_glob(inputs[0])
+    return image == ALL_IMAGES or several or is_folder(inputs[0], axes)
 
 
 def is_list(path: str) -> bool:
@@ -93,16 +98,20 @@ def is_glob(path: str) -> bool:
     return bool(re.search(r"[*?\[]", path)) and not os.path.exists(inside(path)[0])  # noqa: PTH110
 
 
-def is_folder(path: str) -> bool:
+def is_folder(path: str, axes: str | None = None) -> bool:
     """Whether it is a folder, or a prefix of a bucket, that holds volumes and is none: no Zarr, and no series of
-    slices, which is one volume."""
+    slices, which is one volume, unless these are called as channels of several cases, and nobody says the axes."""
     path = plain(path)
     if not path:  # pathlib takes it for the current folder
         return False
     if not is_local(path):
         named_so = path.endswith("/") or "." not in path.rpartition("/")[2]
         return named_so and not _is_zarr(path.rstrip("/")) and bool(path.endswith("/") or remote.names(path))
-    return Path(path).is_dir() and not _is_zarr(path) and format_of(path) is OTHERWISE and bool(_volumes_in(path))
+    if not Path(path).is_dir() or _is_zarr(path):
+        return False
+    if not axes and are_cases(path):
+        return True
+    return format_of(path) is OTHERWISE and bool(_volumes_in(path))
 
 
 def check_behind(paths: Sequence[str]) -> None:
@@ -113,8 +122,9 @@ def check_behind(paths: Sequence[str]) -> None:
             raise SettingsError(f"{brief(path)} is neither an option nor a volume that is there; correct the command")
 
 
-def expanded(inputs: Sequence[str]) -> list[Item]:
-    """The volumes that `inputs` stand for, in the order given; those of a glob or a folder sorted by name.
+def expanded(inputs: Sequence[str], axes: str | None = None) -> list[Item]:
+    """The volumes that `inputs` stand for, in the order given; those of a glob or a folder sorted by name. axes: see
+    `are_several`.
 
     Raises `InputError` for what holds none, and `SettingsError` for a list that makes no sense.
     """
@@ -124,8 +134,9 @@ def expanded(inputs: Sequence[str]) -> list[Item]:
             found += _listed(path)
         elif is_glob(path):
             found += [Item(match) for match in _matches(path)]
-        elif is_folder(path):
-            found += [Item(volume) for volume in _volumes_in(path)]
+        elif is_folder(path, axes):
+            cases = path if is_local(path) and are_cases(path) else ""
+            found += [Item(volume, of_cases=cases) for volume in _volumes_in(path)]
         else:
             found.append(Item(path))
         if len(found) > MOST:
@@ -205,10 +216,16 @@ def _is_called_so(url: str) -> bool:
 
 def _without_outputs(urls: Sequence[str]) -> list[str]:
     """Those that no run of ours has written. Several are looked at at once."""
-    groups = [url for url in urls if format_of(url) is OTHERWISE]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        ours = {url for url, written in zip(groups, pool.map(_is_output, groups), strict=True) if written}
-    return [url for url in urls if url not in ours]
+        written = list(pool.map(_is_output_behind, urls))
+    return [url for url, ours in zip(urls, written, strict=True) if not ours]
+
+
+def _is_output_behind(url: str) -> bool:
+    """Of a file, what can be told by a few small requests decides whether it is looked at as a whole."""
+    if format_of(url) is OTHERWISE:
+        return _is_output(url)
+    return is_remote_file(url) and remote.holds(url, KEY) and _is_made(account_of(url))
 
 
 def _is_volume(path: str) -> bool:
@@ -224,7 +241,11 @@ def _is_zarr(path: str) -> bool:
 
 def _is_output(path: str) -> bool:
     """Whether a run or a pass of ours made it: what `convert` makes of a volume is a volume."""
-    return any(key in (_said_of(path) or {}) for key in ("output", "digest", "identity"))
+    return _is_made(_said_of(path))
+
+
+def _is_made(said: Mapping[str, Any] | None) -> bool:
+    return any(key in (said or {}) for key in ("output", "digest", "identity"))
 
 
 def _said_of(path: str) -> Mapping[str, Any] | None:
@@ -305,17 +326,19 @@ def _item(path: str, line: int, row: dict[str, Any]) -> Item:
             f"input, {', '.join(OF_ONE)}"
         )
     placed: dict[str, Any] = {key: _placed(path, str(row[key])) for key in ("out", "mask") if key in row}
-    return Item(_placed(path, volume.strip()), {**row, **placed}, f"{path}, line {line}")
+    each = parts(plain(volume.strip()), lambda name: _is_beside(path, name))
+    return Item("+".join(_placed(path, part) for part in each), {**row, **placed}, f"{path}, line {line}")
+
+
+def _is_beside(path: str, name: str) -> bool:
+    """Whether there is something that the list at `path` calls `name`."""
+    place = _placed(path, name)
+    if is_local(place):
+        return os.path.lexists(inside(place)[0])
+    return remote.is_there(place)
 
 
 def _placed(path: str, place: str) -> str:
-    if "+" in place and is_local(path):
-        beside = [
-            str(Path(path).parent / part) if is_local(part) else part
-            for part in parts(plain(place), str(Path(path).parent))
-        ]
-        if len(beside) > 1:
-            return "+".join(beside)
     place = plain(place)
     if not is_local(place):
         return place

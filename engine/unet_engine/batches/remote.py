@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import zlib
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
 
 from zarr.core.sync import sync
 
 from unet_engine.errors import InputError, first_line
-from unet_engine.paths import is_local
+from unet_engine.paths import inside, is_local
 from unet_engine.storage import objects, stores
 from unet_engine.storage.remote_files import RemoteFile
 from unet_engine.text_files import NotReadable
@@ -77,6 +79,32 @@ def text(url: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise NotReadable(f"is not text in UTF-8: {first_line(error)}; save it as UTF-8") from error
+
+
+def is_there(url: str) -> bool:
+    """Whether a file or a Zarr lies there. Raises `InputError` where that cannot be found out."""
+    place = inside(url)[0]
+    return RemoteFile(place).exists() or stores.exists(place)
+
+
+def holds(url: str, text: str) -> bool:
+    """Whether the file begins or ends with something that holds `text`, where it can be had: formats have what is said
+    of them there. What is packed by gzip is unpacked for that."""
+    try:
+        file = RemoteFile(url)
+        length = file.about().length
+        ends = [file.read(0, _ENDS)]
+        if length and length > _ENDS:
+            ends.append(file.read(max(_ENDS, length - _ENDS), length))
+    except InputError:  # it is told once it is read
+        return False
+    with suppress(zlib.error):
+        ends.append(zlib.decompressobj(31).decompress(ends[0], _ENDS))
+    return any(text.encode() in end for end in ends)
+
+
+_ENDS = 2**16
+"""Bytes that are looked at."""
 
 
 def beside(url: str, place: str) -> str:

@@ -182,7 +182,8 @@ def _asked(
     ways.price()
     around = from_environment()
     inputs = given["input"] = [*given["input"], *more] or [around[key] for key in ("input",) if key in around]
-    if inputs and are_several(inputs, given.get("image") or around.get("image")):
+    image, axes = (given.get(key) or around.get(key) for key in ("image", "axes"))
+    if inputs and are_several(inputs, image, axes):
         yield (task := _Task(partial(_run_several, ways, console, message, given, as_json=as_json)))
         task.line = task.result
         return

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import replace
 
+from unet_engine.endings import numbered
 from unet_engine.errors import InputError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.paths import is_local
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_stored
 from unet_engine.volumes.pick import Pick
+from unet_engine.volumes.slices import case_in
 
 _SHOWN = {"t": "time points", "z": "planes"}
 
@@ -59,15 +60,21 @@ def of_own_files(path: str, spec: ModelSpec, *, every: bool = False) -> tuple[st
     """The files of a case, one for each channel of `spec`, as nnU-Net calls them (``CASE_0000.nii.gz``), where `path` is
     one of these and they are there; else empty. every: of all channels that there are, of which some are named.
 
+    Slices of a folder are such files where they are all of a case, and as many as the network takes.
+
     Raises `InputError` where some are missing, or there are more than the network takes."""
-    said = _NUMBERED.fullmatch(path)
+    if first := case_in(path):
+        alone = numbered(first)
+        after = f"{alone[0]}{spec.channels_in:04}{alone[2]}" if alone else ""
+        return () if os.path.exists(after) else of_own_files(first, spec)  # noqa: PTH110
+    said = numbered(path)
     if said is None or spec.channels_in < 2 or not is_local(path):
         return ()
-    names = [f"{said[1]}{number:04}{said[2]}" for number in range(spec.channels_in + 1)]
+    names = [f"{said[0]}{number:04}{said[2]}" for number in range(spec.channels_in + 1)]
     there = [os.path.exists(name) for name in names]  # noqa: PTH110  # asked of every volume
     if every:
         while there[-1]:
-            names.append(f"{said[1]}{len(names):04}{said[2]}")
+            names.append(f"{said[0]}{len(names):04}{said[2]}")
             there.append(os.path.exists(names[-1]))  # noqa: PTH110
         found = tuple(names[: there.index(False)])
         return found if path in found and len(found) > 1 else ()
@@ -88,10 +95,7 @@ def of_own_files(path: str, spec: ModelSpec, *, every: bool = False) -> tuple[st
 
 def is_numbered(path: str) -> bool:
     """Whether `path` is called as the file of one channel."""
-    return is_local(path) and _NUMBERED.fullmatch(path) is not None
-
-
-_NUMBERED = re.compile(r"((?:.*/)?[^/]*_)[0-9]{4}(\.[^/]+)", re.DOTALL)
+    return is_local(path) and (numbered(path) is not None or case_in(path) is not None)
 
 
 def with_alpha(pick: Pick, volume: Volume, spec: ModelSpec) -> tuple[Pick, Volume]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from unet_engine.endings import cases_among, numbered
 from unet_engine.errors import InputError
 from unet_engine.paths import is_local
 from unet_engine.plan.box import Box
@@ -37,6 +38,12 @@ class SlicesFormat:
 
     def open(self, path: str, axes: str | None) -> Volume:
         files = _slices(path)
+        if not axes and (cases := cases_among(files)):
+            raise InputError(
+                f"{path} holds files that are called as channels of {len(cases)} cases, such as {Path(files[0]).name} (as "
+                f"nnU-Net's imagesTs): run takes the folder, or --in '{path}/*', as those; name one case, e.g. --in "
+                f"{files[0]}; or say --axes zyx where they are slices of one volume"
+            )
         if whole := _as_one(path, files, axes):
             return replace(whole, path=path, opened_by=self)
         first = _slice(files[0])
@@ -62,6 +69,23 @@ class SlicesFormat:
             files=tuple(Part.of(file) for file in files),
             first=first,
         )
+
+
+def are_cases(path: str) -> bool:
+    """Whether the slices in the folder `path` are called as channels of several cases."""
+    return bool(cases_among(_slices(path)))
+
+
+def case_in(path: str) -> str | None:
+    """The first of the slices in the folder `path` where all of them are called as channels of one case; else None."""
+    files = _slices(path) if is_local(path) and Path(path).is_dir() else []
+    found = [numbered(file) for file in files]
+    numbers = [one[1] for one in found if one]
+    return (
+        files[0]
+        if files and len({one and (one[0], one[2]) for one in found}) == 1 and numbers == [*range(len(files))]
+        else None
+    )
 
 
 def _is_zarr(path: str) -> bool:
