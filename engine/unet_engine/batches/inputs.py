@@ -26,8 +26,7 @@ from unet_engine.storage.remote import AT_ONCE
 from unet_engine.text_files import NotReadable, read_text
 from unet_engine.units import brief
 from unet_engine.volumes.account import KEY
-from unet_engine.volumes.formats import OTHERWISE, format_of, images_of, located
-from unet_engine.volumes.slices import are_cases
+from unet_engine.volumes.formats import OTHERWISE, are_cases, format_of, images_of, located
 
 LISTS = (".csv", ".jsonl", ".ndjson")
 """Endings of lists."""

@@ -10,9 +10,8 @@ from unet_engine.errors import InputError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.paths import is_local
 from unet_engine.volumes.base import Volume
-from unet_engine.volumes.formats import open_stored
+from unet_engine.volumes.formats import case_in, open_stored
 from unet_engine.volumes.pick import Pick
-from unet_engine.volumes.slices import case_in
 
 _SHOWN = {"t": "time points", "z": "planes"}
 

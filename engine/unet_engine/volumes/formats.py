@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from unet_engine.errors import InputError, UnetEngineError, first_line, of_store
 from unet_engine.paths import is_local, plain
-from unet_engine.volumes import collection, dicom, dicom_seg, hdf5, nifti, picture, raster, tiff
+from unet_engine.volumes import collection, dicom, dicom_seg, hdf5, nifti, picture, raster, slices, tiff
 from unet_engine.volumes.base import Format, Listing, Several, Volume
 from unet_engine.volumes.dicom import DicomFormat
 from unet_engine.volumes.dicom_seg import DicomSegFormat
@@ -106,6 +106,16 @@ def _understood(path: str, read: Callable[[Format | None], T]) -> T:
 def is_series(path: str) -> bool:
     """Whether `path` holds DICOM."""
     return isinstance(format_of(path), DicomFormat)
+
+
+def are_cases(folder: str) -> bool:
+    """Whether files of one plane each in `folder` are called as channels of several cases, and no slices."""
+    return slices.are_cases(folder)
+
+
+def case_in(folder: str) -> str | None:
+    """The first of the files of one plane each in `folder` where all are called as channels of one case; else None."""
+    return slices.case_in(folder)
 
 
 def segmentation_of(path: str) -> str | None:
