@@ -157,6 +157,25 @@ def test_spacing_is_said_or_refused(values, tmp_path):
         unet_engine.predict(values, trained, spacing=(1, 1))
 
 
+@pytest.mark.parametrize("option", [{"nodata": "-99", "outside": "9"}, {"replace_nonfinite": 7}])
+@pytest.mark.parametrize("kind", ["numpy", "dask", "xarray", "torch"])
+def test_what_is_given_is_left_as_it_was(model, kind, option):
+    """A block of all of it is a view of it, and voxels that were not measured are written over there."""
+    values = np.arange(27, dtype=np.float32).reshape(3, 3, 3)
+    values[1, 1, 1] = -99 if "nodata" in option else np.nan
+    given, before = values, values.copy()
+    if kind == "dask":
+        given = pytest.importorskip("dask.array").from_array(values)
+    elif kind == "xarray":
+        given = pytest.importorskip("xarray").DataArray(values, dims=("z", "y", "x"))
+    elif kind == "torch":
+        given = pytest.importorskip("torch").from_numpy(values)
+    found = unet_engine.predict(given, model, progress=False, normalize="none", **option)
+    np.testing.assert_array_equal(values, before)
+    if "nodata" in option:
+        assert np.asarray(found)[1, 1, 1] == 9
+
+
 def test_it_is_written_into_what_is_given(values, model):
     wanted = unet_engine.predict(values, model, output="logits")
     out = np.full(wanted.shape, np.nan, np.float32)

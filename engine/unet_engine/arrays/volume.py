@@ -36,6 +36,11 @@ class ArrayVolume(StoredVolume):
     def stored(self, selection: Selection) -> Array:
         return np.asarray(self.get(selection))
 
+    def _oriented(self, stored: Array) -> Array:
+        """Never a view of what is given: who reads may write to voxels, as where nothing was measured."""
+        voxels = super()._oriented(stored)
+        return voxels.copy() if np.may_share_memory(voxels, stored) else voxels
+
 
 @dataclass(frozen=True)
 class Source:

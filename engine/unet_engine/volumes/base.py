@@ -150,8 +150,8 @@ class Volume(Protocol):
         """What the user should know about what the volume says of itself."""
 
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
-        """The voxels of `box`: shape (channels, *box.shape), of `dtype`; C-contiguous, unless it is seen turned.
-        `recorder` takes the times.
+        """The voxels of `box`: shape (channels, *box.shape), of `dtype`; C-contiguous, unless it is seen turned. They
+        are the caller's to write to. `recorder` takes the times.
 
         Raises `DataError` naming what cannot be read, and `InputError` where none of it can.
         """
