@@ -3,7 +3,6 @@ refusals come from."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,12 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine import machine
 from unet_engine.backends.known_models import open_known
-from unet_engine.backends.libraries import about_choice, choose_backend, record, runs_on_gpu
-from unet_engine.backends.opening import place_of
-from unet_engine.devices.opening import SIMULATED
-from unet_engine.errors import BackendError, InputError, OutputError, SettingsError
+from unet_engine.errors import InputError, OutputError, SettingsError
 from unet_engine.model.file import ModelFile
 from unet_engine.model.spec import ModelSpec
 from unet_engine.model.verdict import difference
@@ -32,6 +27,7 @@ from unet_engine.prepare.augmentation import poses_of, told
 from unet_engine.prepare.channels import meant_for
 from unet_engine.prepare.crop import region, taken
 from unet_engine.prepare.delivery import delivery_of, require_libraries
+from unet_engine.prepare.device_choice import running_on
 from unet_engine.prepare.fetching import at_hand
 from unet_engine.prepare.given import NOTHING, Given
 from unet_engine.prepare.notes import fall_back
@@ -40,10 +36,10 @@ from unet_engine.prepare.outside import as_measured, fill_of, mask_of
 from unet_engine.prepare.places import keep_apart, pick_of
 from unet_engine.prepare.precision import Choice, Grounds, chosen
 from unet_engine.prepare.resampling import Grids, image_of, on_windows_grid, scaling_seen, seen
+from unet_engine.prepare.roi import region_of_interest
 from unet_engine.settings import Settings
 from unet_engine.settings_files import CONFIG
 from unet_engine.settings_text import parse_tiling
-from unet_engine.stitching import operations
 from unet_engine.storage import stores
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
@@ -173,22 +169,7 @@ def _begun(out: str, named: str) -> Mapping[str, Any] | None:
 def survey(settings: Settings, given: Given = NOTHING) -> Survey:
     """Open and check everything but the network itself. Raises the error of whatever is missing or does not fit."""
     notes = list(settings.notes)
-    if settings.model is None and given.model is None:
-        raise SettingsError(
-            f'no model: use --model FILE.onnx, or write model = "FILE.onnx" to {CONFIG} here or beside the input'
-        )
-    located_at, stored = _volume(settings, given)
-    about_model: list[str] = []
-    model = _model(settings, about_model, given)
-    pick, volume, located_at = meant_for(
-        stored, pick_of(settings), model.spec, notes, place=located_at, axes=settings.axes if not given.volume else ""
-    )
-    if given.volume is None:
-        volume.hold(given.hold)
-    notes.extend(volume.notes)
-    volume = as_measured(settings, volume, notes)
-    notes += about_model
-    about_outputs(settings, model, notes)
+    model, pick, volume, located_at = _opened(settings, given, notes)
     window = checked_window(model.spec, settings.window)
     check_volume(volume, model)
     _check_tiling(settings, model.spec, window)
@@ -197,23 +178,11 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
     given_to = taken(volume, model.spec, notes, ignore=settings.ignore_spacing)
     volume, grids = given_to.volume, given_to.grids
     about_whole_numbers(settings, model, volume, notes)
-    devices = _devices(settings, model, notes)
-    place = place_of(devices[0])
-    if place.note:
-        fall_back(settings, notes, place.note)
-    if settings.batch and not place.takes_batches:
-        raise SettingsError(
-            f"--batch is for GPUs: windows go to {devices[0]} one by one here, --threads at once; leave it out"
-        )
-    backend = _backend(settings, model, devices, notes)
-    if operations.IMPLEMENTATION != "native":
-        fall_back(
-            settings, notes, "stitching runs in NumPy, the native extension is missing; reinstall with a C++ compiler"
-        )
+    devices, backend = running_on(settings, model, notes)
     _check_replacement(settings, volume)
     if volume.drawback:
         fall_back(settings, notes, volume.drawback)
-    whole_roi = _roi(settings, given_to.whole)
+    whole_roi = region_of_interest(settings, given_to.whole)
     found = region(volume, whole_roi)
     on_scan = not grids or settings.grid != "model"
     roi, asked = found.roi, found.asked if on_scan else None
@@ -256,12 +225,26 @@ def survey(settings: Settings, given: Given = NOTHING) -> Survey:
     )
 
 
-def _roi(settings: Settings, volume: Volume) -> Box:
-    """The region that is asked for, in voxels of the scan as it is stored, as the volume is seen."""
-    if not settings.roi:
-        return Box.of_shape(volume.shape)
-    roi, turn = parse_roi(settings.roi, volume.spatial, as_stored(volume).shape), turn_of(volume)
-    return turn.seen_box(roi) if turn else roi
+def _opened(settings: Settings, given: Given, notes: list[str]) -> tuple[ModelFile, Pick, Volume, str]:
+    """The model, what of the volume it is given, as what that was picked, and where that lies; `notes` hear what is
+    guessed of both."""
+    if settings.model is None and given.model is None:
+        raise SettingsError(
+            f'no model: use --model FILE.onnx, or write model = "FILE.onnx" to {CONFIG} here or beside the input'
+        )
+    located_at, stored = _volume(settings, given)
+    about_model: list[str] = []
+    model = _model(settings, about_model, given)
+    pick, volume, located_at = meant_for(
+        stored, pick_of(settings), model.spec, notes, place=located_at, axes=settings.axes if not given.volume else ""
+    )
+    if given.volume is None:
+        volume.hold(given.hold)
+    notes.extend(volume.notes)
+    volume = as_measured(settings, volume, notes)
+    notes += about_model
+    about_outputs(settings, model, notes)
+    return model, pick, volume, located_at
 
 
 def _check_replacement(settings: Settings, volume: Volume) -> None:
@@ -402,74 +385,3 @@ def check_volume(volume: Volume, model: ModelFile) -> None:
             f"takes {spec.channels_in}; pick some with --input-channels, name those in files of their own with --in A+B, use "
             "another model, or name the channel axis with --axes, e.g. czyx"
         )
-
-
-# --- devices ---
-
-
-def _devices(settings: Settings, model: ModelFile, notes: list[str]) -> tuple[str, ...]:
-    """``cpu`` once, or every GPU asked for."""
-    wanted, found = settings.device, machine.gpu_count()
-    if settings.gpus:
-        if settings.gpus > found:
-            raise BackendError(
-                f"--gpus {settings.gpus}: this machine shows {found}; use --gpus {found}" if found else _NO_GPU
-            )
-        return tuple(f"cuda:{i}" for i in range(settings.gpus))
-    if wanted in ("cpu", SIMULATED):  # the latter for tests
-        return (wanted,)
-    if model.format == "fake":
-        return ("cpu",) if not wanted.startswith("fake") else tuple(wanted.split(","))
-    if wanted == "auto":
-        asked = record(settings.backend).runs_on("cuda") if settings.backend else True
-        usable = found > 0 and asked and runs_on_gpu(model)
-        if found and not usable:
-            fall_back(
-                settings,
-                notes,
-                f"{found} GPU(s) found, but no installed back end runs {model.path.name} there: running on the CPU",
-            )
-        if not usable:
-            return ("cpu",)
-        return tuple(f"cuda:{i}" for i in range(found))
-    kind, _, numbers = wanted.partition(":")
-    if kind != "cuda" or not re.fullmatch(r"([0-9]{1,4}(,[0-9]{1,4})*)?", numbers):
-        raise SettingsError(f"--device {wanted!r} is not understood; use cpu, cuda, cuda:0,1 or auto")
-    chosen = [int(n) for n in numbers.split(",")] if numbers else list(range(found))
-    if not found or max(chosen) >= found:
-        raise BackendError(
-            f"--device {wanted}: this machine shows {found} GPU(s); count them from 0" if found else _NO_GPU
-        )
-    return tuple(f"cuda:{i}" for i in chosen)
-
-
-def _backend(settings: Settings, model: ModelFile, devices: tuple[str, ...], notes: list[str]) -> str:
-    """One that runs the model on all of the devices."""
-    together = ",".join([devices[0], *(name.partition(":")[2] for name in devices[1:])])
-    chosen = choose_backend(model, together, settings.backend)
-    if settings.backend is None:
-        notes += about_choice(model, together, chosen)
-    return chosen
-
-
-_NO_GPU = "this machine shows no NVIDIA GPU; leave out --gpus and --device to run on the CPU"
-
-
-def parse_roi(text: str, names: str, shape: tuple[int, ...]) -> Box:
-    """``z0:z1,y0:y1,x0:x1`` as a box inside `shape`. Raises `SettingsError` where it is malformed, empty or outside."""
-    parts = text.split(",")
-    if len(parts) != len(names):
-        raise SettingsError(
-            f"--roi {text!r} has {len(parts)} axes, the volume has {names}; give start:stop for each, e.g. 0:64"
-        )
-    lo, hi = [], []
-    for part, name, size in zip(parts, names, shape, strict=True):
-        match = re.fullmatch(r"\s*([0-9]{0,20})\s*:\s*([0-9]{0,20})\s*", part)
-        if not match:
-            raise SettingsError(f"--roi: {part!r} is not start:stop for axis {name}; write it like 0:64")
-        start, stop = int(match[1] or 0), int(match[2] or size)
-        if not start < stop <= size:
-            raise SettingsError(f"--roi: {part} along {name} is empty or leaves the volume; stay within 0:{size}")
-        lo.append(start)
-        hi.append(stop)
-    return Box(tuple(lo), tuple(hi))
