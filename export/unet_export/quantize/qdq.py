@@ -93,7 +93,6 @@ def to_qdq(graph: Graph, limits: dict[str, float], kept: Collection[str] = ()) -
     Raises `ModelError` where no layer would be quantised.
     """
     import onnx
-    from onnx import helper, numpy_helper
 
     chosen = {n.output[0] for n in quantizable(graph) if graph.label(n) not in kept}
     if not chosen:
@@ -101,54 +100,65 @@ def to_qdq(graph: Graph, limits: dict[str, float], kept: Collection[str] = ()) -
     result = onnx.ModelProto()
     result.CopyFrom(graph.proto)
     del result.graph.node[:], result.graph.value_info[:]
-    tensors: dict[str, Any] = {}
-    done: dict[str, str] = {}
-
-    def tensor(name: str, values: Array) -> str:
-        tensors[name] = numpy_helper.from_array(values, name)
-        return name
-
-    def quantized_input(name: str) -> str:
-        if name not in done:
-            scale = tensor(f"{name}/scale", np.array(limits[name] / LEVELS, np.float32))
-            zero = tensor(f"{name}/zero", np.array(0, np.int8))
-            result.graph.node.append(
-                helper.make_node("QuantizeLinear", [name, scale, zero], [f"{name}{INT8}"], name=f"{name}/quantize")
-            )
-            result.graph.node.append(
-                helper.make_node(
-                    "DequantizeLinear", [f"{name}{INT8}", scale, zero], [f"{name}{BACK}"], name=f"{name}/dequantize"
-                )
-            )
-            done[name] = f"{name}{BACK}"
-        return done[name]
-
-    def quantized_weights(name: str) -> str:
-        if name not in done:
-            weights = graph.values(name)
-            scale = np.maximum(np.abs(weights).reshape(len(weights), -1).max(1), 1e-30) / LEVELS
-            shape = (-1,) + (1,) * (weights.ndim - 1)
-            values = np.clip(np.rint(weights / scale.reshape(shape)), -LEVELS, LEVELS).astype(np.int8)
-            inputs = [
-                tensor(f"{name}{INT8}", values),
-                tensor(f"{name}/scale", scale.astype(np.float32)),
-                tensor(f"{name}/zero", np.zeros(len(scale), np.int8)),
-            ]
-            result.graph.node.append(
-                helper.make_node("DequantizeLinear", inputs, [f"{name}{BACK}"], name=f"{name}/dequantize", axis=0)
-            )
-            done[name] = f"{name}{BACK}"
-        return done[name]
-
+    made = _Quantised(graph, limits)
     for old in graph.proto.graph.node:
         node = onnx.NodeProto()
         node.CopyFrom(old)
         if old.output[0] in chosen:
-            node.input[0], node.input[1] = quantized_input(old.input[0]), quantized_weights(old.input[1])
-        result.graph.node.append(node)
+            node.input[0], node.input[1] = made.input(old.input[0]), made.weights(old.input[1])
+        made.nodes.append(node)
+    result.graph.node.extend(made.nodes)
     used = {name for node in result.graph.node for name in node.input}
     unused = [t for t in result.graph.initializer if t.name not in used]
     for t in unused:
         result.graph.initializer.remove(t)
-    result.graph.initializer.extend(tensors.values())
+    result.graph.initializer.extend(made.tensors)
     return result
+
+
+class _Quantised:
+    """Nodes and tensors of the graph as it grows; each tensor is quantised once, whoever reads it."""
+
+    def __init__(self, graph: Graph, limits: dict[str, float]) -> None:
+        self.nodes, self.tensors = list[Any](), list[Any]()
+        self._graph, self._limits = graph, limits
+        self._done: dict[str, str] = {}
+
+    def input(self, name: str) -> str:
+        """The name of a layer's input as INT8 gives it back."""
+        if name not in self._done:
+            scale = self._tensor(f"{name}/scale", np.array(self._limits[name] / LEVELS, np.float32))
+            zero = self._tensor(f"{name}/zero", np.array(0, np.int8))
+            self._node("QuantizeLinear", [name, scale, zero], f"{name}{INT8}", f"{name}/quantize")
+            self._back(name, [f"{name}{INT8}", scale, zero])
+        return self._done[name]
+
+    def weights(self, name: str) -> str:
+        """The same of weights, which are stored as INT8, with a scale for each output channel."""
+        if name not in self._done:
+            weights = self._graph.values(name)
+            scale = np.maximum(np.abs(weights).reshape(len(weights), -1).max(1), 1e-30) / LEVELS
+            shape = (-1,) + (1,) * (weights.ndim - 1)
+            values = np.clip(np.rint(weights / scale.reshape(shape)), -LEVELS, LEVELS).astype(np.int8)
+            inputs = [
+                self._tensor(f"{name}{INT8}", values),
+                self._tensor(f"{name}/scale", scale.astype(np.float32)),
+                self._tensor(f"{name}/zero", np.zeros(len(scale), np.int8)),
+            ]
+            self._back(name, inputs, axis=0)
+        return self._done[name]
+
+    def _back(self, name: str, inputs: list[str], **attributes: int) -> None:
+        self._done[name] = f"{name}{BACK}"
+        self._node("DequantizeLinear", inputs, self._done[name], f"{name}/dequantize", **attributes)
+
+    def _node(self, kind: str, inputs: list[str], output: str, name: str, **attributes: int) -> None:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=name, **attributes))
+
+    def _tensor(self, name: str, values: Array) -> str:
+        from onnx import numpy_helper
+
+        self.tensors.append(numpy_helper.from_array(values, name))
+        return name
