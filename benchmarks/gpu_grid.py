@@ -16,10 +16,11 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from gpu_clocks import Came, Clocks, Costs, shares_of
 from gpu_common import device_name, need
 from gpu_counts import CLASSES, SHAPE, plan_of
 from gpu_kernels import Arrays, copy_bandwidth
-from gpu_schedule import STEADY, STEADY_THROUGH_HOST, Came, Clocks, Costs, shares_of
+from gpu_schedule import STEADY, STEADY_THROUGH_HOST
 
 from unet_engine.devices.base import Device
 from unet_engine.devices.opening import open_device

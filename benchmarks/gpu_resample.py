@@ -16,11 +16,12 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from gpu_clocks import Feed, shares_of
 from gpu_common import device_name, need
 from gpu_counts import VOXEL_BYTES, plan_of
 from gpu_grid import GridCosts
 from gpu_kernels import Arrays, copy_bandwidth
-from gpu_schedule import STEADY, Feed, shares_of
+from gpu_schedule import STEADY
 
 from unet_engine.devices.base import Device
 from unet_engine.devices.opening import open_device

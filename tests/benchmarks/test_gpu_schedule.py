@@ -18,6 +18,14 @@ def schedule(monkeypatch: pytest.MonkeyPatch) -> Any:
     return gpu_schedule
 
 
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_clocks
+
+    return gpu_clocks
+
+
 @pytest.mark.slow
 def test_the_table_of_the_page_is_that_of_the_command(schedule: Any) -> None:
     page = (DOCS / "gpu.md").read_text()
@@ -84,25 +92,25 @@ def test_blocks_that_are_read_several_at_once_keep_the_network_busy(
     )
 
 
-def test_a_reader_begins_once_a_block_as_far_back_is_asked_for(schedule: Any) -> None:
+def test_a_reader_begins_once_a_block_as_far_back_is_asked_for(schedule: Any, clocks: Any) -> None:
     plan = schedule.plan_of(3)
     tasks = list(plan.tasks(next(plan.columns()), lambda _: True))[:4]
-    costs = schedule.Costs(decode=schedule.decoded(tasks[0]))
-    seconds = [schedule.decoded(task) / costs.decode for task in tasks]
-    alone = schedule._Reading(tasks, schedule.Way(readers=1), costs)
+    costs = clocks.Costs(decode=clocks.decoded(tasks[0]))
+    seconds = [clocks.decoded(task) / costs.decode for task in tasks]
+    alone = clocks.Reading(tasks, clocks.Way(readers=1), costs)
     assert alone.there(0, 0.0) == 1
     assert alone.there(1, 1.0) == pytest.approx(1 + seconds[1]), "begun as the first was asked for"
     assert alone.there(2, 100.0) == 100
-    two = schedule._Reading(tasks, schedule.Way(readers=2), costs)
+    two = clocks.Reading(tasks, clocks.Way(readers=2), costs)
     assert two.there(0, 0.0) == 1
     assert two.there(1, 1.0) == pytest.approx(max(1, seconds[1])), "read beside the first"
 
 
-def test_clocks_are_those_of_a_device_that_does_one_thing_after_the_other(schedule: Any) -> None:
-    clocks = schedule.Clocks()
-    assert clocks.do("out", 2.0) == 2
-    assert clocks.do("out", 1.0, 0.5) == 3, "behind what was put there"
-    assert clocks.do("up", 1.0, 10.0) == 11, "behind what it waits for"
+def test_clocks_are_those_of_a_device_that_does_one_thing_after_the_other(clocks: Any) -> None:
+    streams = clocks.Clocks()
+    assert streams.do("out", 2.0) == 2
+    assert streams.do("out", 1.0, 0.5) == 3, "behind what was put there"
+    assert streams.do("up", 1.0, 10.0) == 11, "behind what it waits for"
 
 
 def test_wires_and_memory_without_cost_leave_the_network_alone(schedule: Any) -> None:
