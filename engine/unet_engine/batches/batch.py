@@ -11,7 +11,8 @@ from typing import Any, Literal, Protocol
 
 from unet_engine.api import Result, run_volume
 from unet_engine.backends.known_models import open_known
-from unet_engine.batches.inputs import Item, expanded, with_images
+from unet_engine.batches.inputs import expanded, with_images
+from unet_engine.batches.lists import Item
 from unet_engine.batches.outputs import check_apart, check_pattern, out_of, out_of_one
 from unet_engine.endings import called, numbered
 from unet_engine.errors import InputError, UnetEngineError
