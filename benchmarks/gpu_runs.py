@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from gpu_common import Figures, bare_rate, device_name, need, network_of, volume_in
 
+from unet_engine.beside import beside
+
 
 def end_to_end(args: argparse.Namespace) -> Figures:
     """Bare, engine, bare, twice: the bare figure is the mean of before and after, as clocks drift. Then the engine
@@ -83,21 +85,15 @@ def watched(volume: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any, 
     with team(Settings.of(input=volume, **options)) as crew:
         prepared = crew.prepare()
         seen: list[tuple[float, int]] = []
-        stop = threading.Event()
 
-        def look() -> None:
-            while not stop.wait(0.005):
+        def look(over: threading.Event) -> None:
+            while not over.wait(0.005):
                 inferred = crew.counters().inferred
                 if not seen or seen[-1][1] != inferred:
                     seen.append((time.perf_counter(), inferred))
 
-        thread = threading.Thread(target=look, daemon=True)
-        thread.start()
-        try:
+        with beside(look):
             result = unet_engine.api.run_volume(crew, prepared)
-        finally:
-            stop.set()
-            thread.join()
         return {**plan_facts(prepared), "readers": prepared.job.readers}, result, steady_rate(seen)
 
 
@@ -175,20 +171,15 @@ def monai(args: argparse.Namespace) -> Figures:
 @contextmanager
 def _peak(device: Any) -> Iterator[Callable[[], int]]:
     """Most device memory in use since it was entered, looked at every two milliseconds."""
-    before, least, stop = device.free_bytes(), [device.free_bytes()], threading.Event()
+    before, least = device.free_bytes(), [device.free_bytes()]
 
-    def look() -> None:
+    def look(over: threading.Event) -> None:
         device.use()
-        while not stop.wait(0.002):
+        while not over.wait(0.002):
             least[0] = min(least[0], device.free_bytes())
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
+    with beside(look):
         yield lambda: before - least[0]
-    finally:
-        stop.set()
-        thread.join()
 
 
 def memory(args: argparse.Namespace) -> Figures:

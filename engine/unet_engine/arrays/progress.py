@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from unet_engine.beside import beside
 from unet_engine.execution.team import Team
 
 
@@ -19,19 +20,13 @@ def bar(windows: int, crew: Team) -> Iterator[None]:
     if not (console.is_terminal or console.is_jupyter):
         yield
         return
-    stop = threading.Event()
     with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True) as shown:
         task = shown.add_task("windows", total=windows)
 
-        def follow() -> None:
-            while not stop.wait(0.2):
+        def follow(over: threading.Event) -> None:
+            while not over.wait(0.2):
                 done = crew.counters()
                 shown.update(task, completed=done.inferred + done.skipped)
 
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
+        with beside(follow):
             yield
-        finally:
-            stop.set()
-            thread.join()

@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
+from unet_engine.beside import beside
 from unet_engine.commands.report import LINE_EVERY
 from unet_engine.commands.screen import Screen
 from unet_engine.units import span
@@ -37,29 +39,23 @@ class _Pass:
 def steps_on(console: Screen) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
     """What a `unet_engine.postprocess.base.Watched` crew tells its steps to."""
     passes: list[_Pass] = []
-    stop = threading.Event()
 
     def begun(what: str, total: int) -> Callable[[int], None]:
         passes.append(_Pass(what, total))
         return passes[-1].count
 
     show = _bar if console.is_terminal and not console.silent else _lines
-    thread = threading.Thread(target=show, args=(console, passes, stop), daemon=True)
-    thread.start()
-    try:
+    with beside(partial(show, console, passes)):
         yield begun
-    finally:
-        stop.set()
-        thread.join()
 
 
-def _lines(console: Screen, passes: list[_Pass], stop: threading.Event) -> None:
-    while not stop.wait(LINE_EVERY):
+def _lines(console: Screen, passes: list[_Pass], over: threading.Event) -> None:
+    while not over.wait(LINE_EVERY):
         if passes and passes[-1].done < passes[-1].total:
             console.say(passes[-1].line())
 
 
-def _bar(console: Screen, passes: list[_Pass], stop: threading.Event) -> None:
+def _bar(console: Screen, passes: list[_Pass], over: threading.Event) -> None:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -72,7 +68,7 @@ def _bar(console: Screen, passes: list[_Pass], stop: threading.Event) -> None:
         tasks: list[tuple[_Pass, TaskID]] = []
         stopped = False
         while not stopped:
-            stopped = stop.wait(_LOOK_EVERY)
+            stopped = over.wait(_LOOK_EVERY)
             for one in passes[len(tasks) :]:
                 tasks.append((one, bar.add_task(one.what, total=one.total)))
             for one, task in tasks:

@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from unet_engine.beside import beside
 from unet_engine.errors import UnetEngineError, first_line
 
 LOOK_EVERY = 0.05
@@ -43,18 +45,13 @@ def run_whole(options: Sequence[str]) -> Whole:
         begun = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         seen: list[tuple[float, int]] = []
-        stop = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(process.pid, begun, seen, stop), daemon=True)
-        watcher.start()
-        try:
-            out, err = process.communicate()
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        finally:
-            stop.set()
-            watcher.join()
+        with beside(partial(_watch, process.pid, begun, seen)):
+            try:
+                out, err = process.communicate()
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
         seconds = time.perf_counter() - begun
     if process.returncode:
         said = err.strip().splitlines()[-1].removeprefix("unet-engine: ") if err.strip() else "it said nothing"
@@ -70,10 +67,10 @@ def run_whole(options: Sequence[str]) -> Whole:
     return Whole(facts, seconds, tuple(seen))
 
 
-def _watch(pid: int, begun: float, seen: list[tuple[float, int]], stop: threading.Event) -> None:
+def _watch(pid: int, begun: float, seen: list[tuple[float, int]], over: threading.Event) -> None:
     try:
         process = psutil.Process(pid)
-        while not stop.wait(LOOK_EVERY):
+        while not over.wait(LOOK_EVERY):
             seen.append((time.perf_counter() - begun, int(process.memory_info().rss)))
     except psutil.Error:
         return

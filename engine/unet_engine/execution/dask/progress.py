@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
+from unet_engine.beside import beside
 from unet_engine.pipeline.job import Counters, Tally
 from unet_engine.profiling.stages import Snapshot, from_dict
 from unet_engine.units import size
@@ -108,21 +109,15 @@ class Progress:
     @contextmanager
     def watching(self, look: Callable[[], set[str]]) -> Iterator[None]:
         """Keep an eye on which workers there are."""
-        stop = threading.Event()
         self._seen(look())
 
-        def watch() -> None:
-            while not stop.wait(LOOK_EVERY):
+        def watch(over: threading.Event) -> None:
+            while not over.wait(LOOK_EVERY):
                 with suppress(Exception):  # the scheduler is busy or gone; whoever waits for results will tell
                     self._seen(look())
 
-        thread = threading.Thread(target=watch, name="workers", daemon=True)
-        thread.start()
-        try:
+        with beside(watch, "workers"):
             yield
-        finally:
-            stop.set()
-            thread.join()
 
     def _seen(self, present: set[str]) -> None:
         with self._lock:
