@@ -791,11 +791,26 @@ def test_the_certificate_is_of_voxels_of_another_size_where_it_resamples(tmp_pat
     assert certificate["largest_difference"] < 1e-5
 
 
-def test_padding_without_a_counterpart_is_named(tmp_path):
-    folder = bundles.bundle(tmp_path / "b", inferer=bundles.INFERER | {"padding_mode": "circular"})
-    found = MonaiBundle().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), lambda _: None)
-    assert any("padding_mode=circular" in line for line in found.credit.left_out)
-    assert found.inference["padding"] == "constant"
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"padding_mode": "circular"}, "padding_mode=circular"), ({"cval": -1.0}, "cval=-1.0"),
+        ({"overlap": [0.5, 0.25, 0.25]}, "overlap="), ({"sigma_scale": 0.3}, "sigma_scale=0.3"),
+        ({"roi_size": [24, 16, -1]}, "as large as the image"), ({"_target_": "SimpleInferer"}, "as large as the image"),
+    ],
+)  # fmt: skip
+def test_an_inferer_that_makes_other_labels_is_refused(tmp_path, said, words):
+    folder = bundles.bundle(tmp_path / "b", inferer=bundles.INFERER | said)
+    assert words in (why := refusal(folder))
+    assert "labels would be others" in why
+
+
+@pytest.mark.parametrize("said", [{"_target_": "SimpleInferer"}, {"roi_size": [24, 16, -1]}])
+def test_windows_as_large_as_the_image_are_those_that_are_named(tmp_path, said):
+    folder = bundles.bundle(tmp_path / "b", inferer=bundles.INFERER | said)
+    wanted = Wanted(checkpoint=str(folder), out="net.onnx", window=(24, 16, 32))
+    found = MonaiBundle().read(folder, wanted, lambda _: None)
+    assert any("larger than --window" in line for line in found.credit.left_out)
 
 
 @pytest.mark.parametrize(
@@ -869,20 +884,25 @@ def test_reading_that_has_no_counterpart_is_refused(listed):
 
 
 @pytest.mark.parametrize(
-    ("listed", "other", "told"),
+    ("listed", "measured", "other"),
     [
         ([ZSCORE, of_image("SpatialPad", spatial_size=[32, 32, 32])], 0, 0),
+        ([of_image("SpatialPad", spatial_size=32), bundles.RANGE], 0, 1),
+        ([bundles.RANGE, of_image("SpatialPad", spatial_size=32)], 0, 0),
+        ([of_image("SpatialPad", spatial_size=32), bundles.RANGE | {"a_min": 0}], 0, 0),
+        ([of_image("SpatialPad", spatial_size=32), of_image("ShiftIntensity", offset=1)], 0, 1),
+        ([of_image("SpatialPad", spatial_size=32), of_image("NormalizeIntensity", subtrahend=5, divisor=2)], 0, 1),
         ([ZSCORE, of_image("SpatialPad", spatial_size=[64, 32, 32])], 0, 1),
         ([ZSCORE, of_image("SpatialPad", spatial_size=32, mode="reflect")], 0, 1),
         ([of_image("DivisiblePad", k=16), ZSCORE], 1, 1),
         ([of_image("SpatialPad", spatial_size=32), of_image("NormalizeIntensity", nonzero=True)], 0, 0),
         ([of_image("SpatialPad", spatial_size=32, value=-1), of_image("NormalizeIntensity", nonzero=True)], 1, 1),
-        ([of_image("SpatialPad", spatial_size=32), bundles.RANGE], 0, 0),
     ],
 )  # fmt: skip
-def test_padding_counts_where_it_is_measured_and_is_nothing_within_a_window(listed, other, told):
+def test_padding_counts_where_it_is_measured_and_is_nothing_within_a_window(listed, measured, other):
+    """What a run puts around a volume is 0 for the network."""
     found = before_of(listed)
-    assert (len(found.other), len(about_pads(found, (32, 32, 32)))) == (other, told)
+    assert (len(found.other), len(about_pads(found, (32, 32, 32)))) == (measured, other)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,8 @@ class Inferer:
     left_out: tuple[str, ...] = ()
     across: int | None = None
     """Of a network of planes: the axis that they are cut across."""
+    other: tuple[str, ...] = ()
+    """What of it makes other labels here."""
 
 
 class _Reader:
@@ -140,12 +142,11 @@ class _Reader:
             network, inferer = _across(network, inferer)
             order = _Order(3, bool(x_first))
         told = _about_spacing(before, order), _about_orientation(before, order)
-        others = (*before.other, *behind.other)
+        others = (*before.other, *about_pads(before, inferer.roi), *inferer.other, *behind.other)
         self._check_labels(others)
         left_out = (
             *others,
             *before.left_out,
-            *about_pads(before, inferer.roi),
             *told[0],
             *told[1],
             *behind.left_out,
@@ -229,9 +230,7 @@ class _Reader:
         said = said if isinstance(said, Mapping) else {}
         name = str(said.get("_target_", "SlidingWindowInferer")).rpartition(".")[2]
         if name == "SimpleInferer" or not said:
-            return Inferer(
-                None, 0.5, "gaussian", "constant", ("SimpleInferer: whole images are cut into windows here",)
-            )
+            return self._in_one_window(Inferer(None, 0.5, "gaussian", "constant"), "SimpleInferer")
         if name not in ("SlidingWindowInferer", "SlidingWindowInfererAdapt", "SliceInferer"):
             raise ModelError(f"{self.path}: its inferer {name} has no counterpart; run it with MONAI")
         roi, overlap = said.get("roi_size"), said.get("overlap", 0.25)
@@ -244,19 +243,28 @@ class _Reader:
             raise ModelError(
                 f"{self.path}: the overlap of its inferer is {brief(overlap)}, no part of a window; correct it"
             )
-        notes: tuple[str, ...] = ("overlap: that of its first axis is taken for all",) if len(set(several)) > 1 else ()
-        free = not sizes or any(int(n) <= 0 for n in sizes)
-        notes += tuple(f"{name} of its inferer: weights of windows are MONAI's own here" for name in _WEIGHTS
-                       if said.get(name) not in (None, 0.125))  # fmt: skip
+        other: tuple[str, ...] = ()
+        if len(set(several)) > 1:
+            other += (f"overlap={brief(overlap)} of its inferer: all axes have one here",)
+        other += tuple(f"{name}={brief(said[name])} of its inferer: weights of windows are MONAI's own here"
+                       for name in _WEIGHTS if said.get(name) not in (None, 0.125))  # fmt: skip
         padding = str(said.get("padding_mode", "constant")).rpartition(".")[2].lower()
         if padding not in _PADDING or said.get("cval"):
             what = f"cval={said['cval']}" if said.get("cval") else f"padding_mode={padding}"
-            notes += (f"{what}: images smaller than the window get zeros around them here",)
-        notes += ("roi_size: it follows the image, and windows have a size here",) if sizes and free else ()
-        return Inferer(
-            None if free else tuple(int(n) for n in sizes), several[0], str(said.get("mode", "constant")),
-            padding, notes, self._across(said.get("spatial_dim") or 0) if name == "SliceInferer" else None,
+            other += (f"{what} of its inferer: volumes smaller than the window get zeros around them here",)
+        free = not sizes or any(int(n) <= 0 for n in sizes)
+        found = Inferer(
+            None if free else tuple(int(n) for n in sizes), several[0], str(said.get("mode", "constant")), padding,
+            across=self._across(said.get("spatial_dim") or 0) if name == "SliceInferer" else None, other=other,
         )  # fmt: skip
+        return self._in_one_window(found, f"roi_size={brief(roi)} of its inferer") if sizes and free else found
+
+    def _in_one_window(self, found: Inferer, what: str) -> Inferer:
+        """Of an inferer whose windows are as large as the image, which windows here are only where --window says so."""
+        if self.wanted.window:
+            return replace(found, left_out=(f"{what}: of images larger than --window several windows are blended",))
+        why = f"{what}: its windows are as large as the image; import --window says how large images are, at most"
+        return replace(found, other=(*found.other, why))
 
     def _across(self, said: Any) -> int:
         if said not in (0, 1, 2):
