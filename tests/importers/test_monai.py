@@ -32,7 +32,8 @@ from unet_export.importers.make import make  # noqa: E402
 from unet_export.importers.monai.behind import behind_of, numbers_above  # noqa: E402
 from unet_export.importers.monai.config import Config, NeedsTrust  # noqa: E402
 from unet_export.importers.monai.importer import MonaiBundle, _Reader, about_outside  # noqa: E402
-from unet_export.importers.monai.loading import about_pads  # noqa: E402
+from unet_export.importers.monai.objects import about_objects  # noqa: E402
+from unet_export.importers.monai.pads import about_pads  # noqa: E402
 from unet_export.importers.monai.transforms import before_of  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("exported_once")
@@ -368,7 +369,7 @@ def test_geometry_and_what_is_left_out_are_told(tmp_path):
     behind = [*bundles.SOFTMAX, {"_target_": "KeepLargestConnectedComponentd", "keys": "pred"}]
     folder = bundles.bundle(tmp_path / "b", before=before, behind=behind)
     assert "labels would be others" in (why := refusal(folder))
-    assert "components LABELS OUT --largest" in why
+    assert "components LABELS OUT --values labels --largest 1 --connectivity 26 does it" in why
     said, model = imported(folder, "--uncertified")
     assert model.spec.spacing == (2.0, 1.0, 1.5)
     assert model.spec.spacing_unit == "millimeter"
@@ -378,6 +379,27 @@ def test_geometry_and_what_is_left_out_are_told(tmp_path):
     for word in ("KeepLargestConnectedComponent", "Orientation(RAS)"):
         assert word in left_out
         assert word in said.err
+
+
+KEEP, SMALL, HOLES = "KeepLargestConnectedComponent", "RemoveSmallObjects", "FillHoles"
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "dims", "labels", "words"),
+    [
+        (KEEP, {"applied_labels": [1, 3], "num_components": 2, "connectivity": 1}, 3, 3,
+         "--largest 2 --connectivity 6 --classes 1,3 "),
+        (KEEP, {"applied_labels": [1, 2], "independent": False}, 3, 2, "joins objects of several labels"),
+        (KEEP, {"applied_labels": [0, 1]}, 3, 1, "background"), (KEEP, {}, 3, None, "may overlap"),
+        (KEEP, {"before": "Invert"}, 3, 1, "before Invert"), (KEEP, {"connectivity": 4}, 3, 1, "not understood"),
+        (SMALL, {}, 2, 1, "--min-size 64 --connectivity 4 "), (SMALL, {"min_size": 9}, 3, 2, "several labels"),
+        (SMALL, {"by_measure": True}, 3, 1, "unit of the scan"), (HOLES, {"connectivity": 1}, 3, 1, "--fill-holes "),
+        (HOLES, {}, 3, 1, "by faces"), (HOLES, {"connectivity": 1}, 3, 2, "several labels"),
+        ("LabelFilter", {"applied_labels": [1]}, 3, 2, "leaves out labels"),
+    ],
+)  # fmt: skip
+def test_what_does_the_same_to_objects_is_named_where_something_does(name, said, dims, labels, words):
+    assert words in about_objects([(name, said)], dims, labels)[0]
 
 
 def test_code_in_one_postprocessing_hides_no_other(tmp_path):

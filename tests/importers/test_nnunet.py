@@ -301,6 +301,26 @@ def test_the_best_checkpoint_stands_in_for_the_final_one(tmp_path):
     assert "its training has not ended" in refused(folder)
 
 
+def test_folds_that_nnunet_passes_over_are_passed_over_and_told(tmp_path):
+    """`auto_detect_available_folds` takes those that are numbered and have the last checkpoint."""
+    config = nnunet.configuration(PATCH)
+    folder = nnunet.result_folder(tmp_path / "r", "3d_fullres", config, folds=("0", "1", "all"))
+    (folder / "fold_1/checkpoint_final.pth").rename(folder / "fold_1/checkpoint_best.pth")
+    for folds in (None, "all"):
+        found, _ = read(folder, folds=folds)
+        assert [member.name for member in found.members] == ["fold_0"]
+        assert [line.partition(",")[0] for line in found.credit.left_out] == ["fold_1", "fold_all"]
+    assert [member.name for member in read(folder, folds="fold_all")[0].members] == ["fold_all"]
+    assert [member.name for member in read(folder, folds="0,1")[0].members] == ["fold_0", "fold_1"]
+
+
+def test_code_that_plans_name_is_refused(whole, tmp_path):
+    own = {"configurations__3d_fullres__preprocessor_name": "OurPreprocessor", "label_manager": "OurLabels"}
+    folder = changed(whole, tmp_path / "c", "plans.json", **own)
+    assert "OurPreprocessor and OurLabels, which is code" in refused(folder)
+    assert read(folder, uncertified=True)[1].window == PATCH
+
+
 def test_folds_that_are_not_there_are_named(tmp_path):
     folder = nnunet.result_folder(tmp_path / "r", "3d_fullres", nnunet.configuration(PATCH), folds=("0", "3"))
     assert "has 0, 3" in refused(folder, "--folds", "7")

@@ -9,6 +9,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from support.command_line import cli
 from support.objects import numbered
@@ -271,3 +272,50 @@ def test_memory_that_holds_no_block_is_refused(tmp_path):
     with pytest.raises(PlanError, match="8×8×8"):
         components(source, rules_of(3, None), wish, InOrder(), memory=10_000)
     assert not (tmp_path / "out.zarr").exists()
+
+
+def test_labels_of_what_is_kept_are_written_and_other_classes_stay(tmp_path):
+    """As MONAI's KeepLargestConnectedComponent, of some labels, with corners."""
+    labels = np.random.default_rng(3).choice([0, 0, 0, 1, 2, 300], (9, 12, 14)).astype(np.uint16)
+    rules = {"values": "labels", "largest": 1, "classes": (1, 300), "connectivity": 26}
+    result, facts = found(labels, tmp_path, chunk=(4, 5, 6), voxels=120, **rules)
+    expected = labels.copy()
+    for kind in (1, 300):
+        parts, _ = ndimage.label(labels == kind, np.ones((3, 3, 3)))
+        sizes = np.bincount(parts.ravel())[1:]
+        assert (sizes == sizes.max()).sum() == 1
+        expected[(labels == kind) & (parts != sizes.argmax() + 1)] = 0
+    assert (result == expected).all()
+    assert facts["dtype"] == "uint16"
+    header = Source.of(facts["out"]).header
+    assert header["output"] == "labels"
+    assert not (Path(facts["out"]) / "objects").exists()
+
+
+def test_holes_of_other_classes_stay(tmp_path):
+    labels = np.ones((2, 5, 5), np.uint8)
+    labels[1] = 3
+    labels[:, 2, 2] = 0
+    labels = np.stack([labels[0]] * 3 + [labels[1]] * 3)
+    labels[[0, 5], 2, 2] = labels[[0, 5], 0, 0]
+    labels[2, 2, 2], labels[3, 2, 2] = 1, 3
+    result, _ = found(labels, tmp_path, values="labels", fill_holes=True, classes=(1,))
+    assert (result[1, 2, 2], result[4, 2, 2]) == (1, 0)
+
+
+def test_rules_that_came_later_leave_what_names_an_output_as_it_was():
+    assert set(rules_of(3, None).facts()) == {"connectivity", "min_size", "fill_holes", "largest"}
+    assert rules_of(3, None, values="labels", classes=(2,)).facts()["values"] == "labels"
+
+
+def test_the_command_writes_labels(tmp_path):
+    labels = np.zeros((4, 6), np.uint8)
+    labels[0, :3], labels[3, 3:5], labels[2, 0] = 2, 2, 1
+    make_volume(tmp_path / "labels.zarr", labels, chunks=(2, 3))
+    said = cli("components", tmp_path / "labels.zarr", tmp_path / "kept.npy", "--values", "labels", "--largest", "1")
+    assert said.code == 0, said.err
+    kept = np.load(tmp_path / "kept.npy")
+    assert (np.unique(kept).tolist(), int((kept == 2).sum())) == ([0, 1, 2], 3)
+    wrong = cli("components", tmp_path / "labels.zarr", tmp_path / "o.npy", "--classes", "1,x")
+    assert wrong.code == 2
+    assert "whole numbers above 0" in wrong.err

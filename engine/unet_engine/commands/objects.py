@@ -63,18 +63,28 @@ def _with(*options: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("out", type=PLACE)
 @_with(*OBJECTS)
 @click.option(
+    "--classes", metavar="C,C", help="Labels that all this concerns; objects of others are kept. Default: all labels."
+)
+@click.option(
+    "--values",
+    type=click.Choice(["numbers", "labels"]),
+    help="What is written: the number of each object (default), or the labels that are kept.",
+)
+@click.option(
     "--dtype",
     type=click.Choice(["uint8", "uint16", "uint32", "uint64"]),
-    help="Of the numbers; default: the smallest that holds them.",
+    help="Of what is written; default: the smallest that holds it.",
 )
 @click.option("--resume", is_flag=True, default=None, help="Go on with one that was begun with the same options.")
 @click.option("--verify", is_flag=True, default=None, help="With --resume: compare the contents of chunks, too.")
 @_DURABLE
 @_with(*_READ, *_WORK)
 def components_command(labels: str, out: str, **given: Any) -> None:
-    """Number the connected objects of LABELS, class by class, and write the numbers as OUT: OME-Zarr, or what its name
-    says."""
-    as_json, rules = given.pop("as_json"), {key: given.pop(key) for key in ("min_size", "fill_holes", "largest")}
+    """Number the connected objects of LABELS, class by class, and write the numbers, or the labels of what is kept, as
+    OUT: OME-Zarr, or what its name says."""
+    of_rules = ("min_size", "fill_holes", "largest", "values")
+    as_json, rules = given.pop("as_json"), {key: given.pop(key) for key in of_rules}
+    rules["classes"] = _classes(given.pop("classes"))
     connectivity, dtype = given.pop("connectivity"), given.pop("dtype")
     from unet_engine.postprocess.components import rules_of
     from unet_engine.postprocess.numbering import number
@@ -93,6 +103,16 @@ def components_command(labels: str, out: str, **given: Any) -> None:
     _say(
         f"{facts['out']}: {facts['objects']:,} objects as {facts['dtype']}, {_by_class(facts)}", facts, as_json=as_json
     )
+
+
+def _classes(said: str | None) -> tuple[int, ...] | None:
+    """The labels that are named. Raises `SettingsError` where these are none."""
+    if said is None:
+        return None
+    parts = [part.strip() for part in said.split(",")]
+    if not all(part.isascii() and part.isdigit() and 0 < int(part) < 2**64 for part in parts):
+        raise SettingsError(f"--classes {said}: labels are whole numbers above 0, e.g. 1,2")
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def _by_class(facts: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -46,7 +46,7 @@ class Components:
     boxes: Boxes
     rules: Rules
     dtype: str = "uint64"
-    """Of the numbers, known once they are counted."""
+    """Of what is written, known once objects are counted."""
 
     def look(self, index: Index, box: Box) -> Found:
         """Nodes of the box as `labelling.measured` has them, its faces, and what tells whether it was changed."""
@@ -75,7 +75,8 @@ class Components:
                 checks[index] = int(one["crc"][0]), int(one["crc"][1]), len(one["class"]) - 1
                 yield index, one
 
-        return Numbers(numbered(gathered(noted(), self.boxes.counts, self.rules.connectivity), self.rules), checks)
+        objects = numbered(gathered(noted(), self.boxes.counts, self.rules.connectivity), self.rules)
+        return Numbers(objects, _values(objects, self.rules), checks)
 
     def values(self, index: Index, box: Box, part: tuple[int, int, Array]) -> Array:
         check, numbering, ids = part
@@ -101,12 +102,20 @@ class Numbers:
     """What the pass knows: `Parts` of numbers."""
 
     objects: Objects
+    values: Array
+    """What voxels of objects 0 (none), 1, 2, … become."""
     checks: Mapping[Index, tuple[int, int, int]]
     """Of each box the checksums of its labels and of some of its nodes, and how many nodes it has."""
 
     def of(self, index: Index) -> tuple[int, int, Array]:
         check, numbering, total = self.checks[index]
-        return check, numbering, self.objects.of(index, total)
+        return check, numbering, self.values[self.objects.of(index, total)]
+
+
+def _values(objects: Objects, rules: Rules) -> Array:
+    if rules.values == "numbers":
+        return np.arange(len(objects.kind) + 1)
+    return np.concatenate([np.zeros(1, objects.kind.dtype), objects.kind])
 
 
 def _check(nodes: Array) -> int:
@@ -146,11 +155,11 @@ def components(
     chunk = _chunk(volume)
     block = block_of(volume.shape, chunk, min(VOXELS, memory // VOXEL_BYTES))
     check_memory(volume, block, memory)
-    identity = identity_of(source, rules, dtype)
+    identity, numbering = identity_of(source, rules, dtype), rules.values == "numbers"
     facts = {
         **{key: value for key, value in source.header.items() if key not in _NOT_KEPT},
-        **({"run": run} if run else {"labels": source.path}),
-        "output": "objects",
+        **({"run": run} if run else {"labels": source.path} if numbering else {"kept_of": source.path}),
+        "output": "objects" if numbering else "labels",
         **({"start": list(start)} if (start := starting(source, volume)) else {}),
         **({"frame": volume.frame.facts()} if volume.frame else {}),
     }
@@ -160,10 +169,12 @@ def components(
             boxes = output.boxes(boxes)
             numbers: Numbers = known_of(Components(source, boxes, rules), output.keep, crew)
             found = numbers.objects
-            kind = _dtype(len(found.count), dtype)
-            output.write(Components(source, boxes, rules, kind), numbers, _layout(volume, chunk, kind), crew)
-            with writing(wish.path, "writing the classes of its objects"):
-                objects.write_classes(wish.path, found.kind, output.durability)
+            kind = _dtype(int(numbers.values.max()), dtype)
+            named = () if numbering else tuple(map(str, facts.get("classes") or ()))
+            output.write(Components(source, boxes, rules, kind), numbers, _layout(volume, chunk, kind, named), crew)
+            if numbering:
+                with writing(wish.path, "writing the classes of its objects"):
+                    objects.write_classes(wish.path, found.kind, output.durability)
             output.finish(_summary(found, kind))
     return {"out": wish.path, **(Source(wish.path).header.get("summary") or {})}
 
@@ -172,7 +183,7 @@ def identity_of(source: Source, rules: Rules, dtype: str | None) -> dict[str, An
     """All that decides the numbers and how they are stored."""
     volume = source.open()
     return {
-        "pass": "components", "format": FORMAT, "input": source.name, "shape": list(volume.shape), **asdict(rules),
+        "pass": "components", "format": FORMAT, "input": source.name, "shape": list(volume.shape), **rules.facts(),
         "dtype": dtype, "chunk": list(_chunk(volume)), "cc3d": version_of("connected-components-3d"),
     }  # fmt: skip
 
@@ -213,7 +224,7 @@ def _dtype(count: int, wanted: str | None) -> str:
     if wanted is None:
         return fitting[0]
     if wanted not in fitting:
-        raise SettingsError(f"--dtype {wanted} holds no {count:,} objects; use {fitting[0]}, or leave it out")
+        raise SettingsError(f"--dtype {wanted} holds no {count:,}; use {fitting[0]}, or leave it out")
     return wanted
 
 
@@ -230,7 +241,7 @@ def _chunk(volume: Volume) -> tuple[int, ...]:
     return tuple(min(side, n) for n in volume.shape)
 
 
-def _layout(volume: Volume, chunk: tuple[int, ...], dtype: str) -> Layout:
+def _layout(volume: Volume, chunk: tuple[int, ...], dtype: str, named: tuple[str, ...]) -> Layout:
     return Layout(
         names=volume.spatial,
         stored=volume.stored_spatial,
@@ -241,7 +252,7 @@ def _layout(volume: Volume, chunk: tuple[int, ...], dtype: str) -> Layout:
         spacing=volume.spacing or (1.0,) * len(volume.shape),
         translation=volume.translation,
         unit=volume.unit,
-        classes=(),
+        classes=named,
         frame=volume.frame,
-        label=Label(),
+        label=Label(named),
     )

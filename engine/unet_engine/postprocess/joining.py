@@ -8,9 +8,9 @@ cross-section of the volume, compressed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,6 +36,15 @@ class Rules:
     that class; it is done before sizes are looked at."""
     largest: int | None = None
     """So many objects of each class are kept, of equal ones the first."""
+    classes: tuple[int, ...] | None = None
+    """The labels that all this concerns, None for all; objects of others are kept as they are."""
+    values: Literal["numbers", "labels"] = "numbers"
+    """What voxels of what is kept become: the number of their object, or their label."""
+
+    def facts(self) -> dict[str, Any]:
+        """All that decides what is written; what came later, and is as it always was, is not among it."""
+        later = {"classes": None, "values": "numbers"}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
 @dataclass(frozen=True)
@@ -189,7 +198,7 @@ def numbered(nodes: Nodes, rules: Rules) -> Objects:
     group = _groups(len(nodes.kind), nodes.joined)
     filled = 0
     if rules.fill_holes:
-        kind, holes = _filled(nodes, group)
+        kind, holes = _filled(nodes, group, rules.classes)
         filled = int(nodes.count[holes].sum())
         contacts = nodes.touching[holes[nodes.touching[:, 0]]]
         group = _groups(len(nodes.kind), np.concatenate([nodes.joined, contacts]))
@@ -204,10 +213,11 @@ def numbered(nodes: Nodes, rules: Rules) -> Objects:
     np.minimum.at(first, member, nodes.first[is_object])
     of_class = np.zeros(total, kind.dtype)
     of_class[member] = kind[is_object]
-    kept = np.flatnonzero(count >= max(1, rules.min_size))
+    free = np.zeros(total, np.bool_) if rules.classes is None else ~np.isin(of_class, rules.classes)
+    kept = np.flatnonzero((count >= max(1, rules.min_size)) | (free & (count > 0)))
     kept = kept[np.argsort(first[kept], kind="stable")]
     if rules.largest is not None:
-        kept = kept[_rank(of_class[kept], count[kept]) < rules.largest]
+        kept = kept[(_rank(of_class[kept], count[kept]) < rules.largest) | free[kept]]
     number = np.zeros(total, np.int64)
     number[kept] = np.arange(1, len(kept) + 1)
     ids = np.where(is_object, number[group], 0)
@@ -228,8 +238,8 @@ def _groups(count: int, pairs: Array) -> Array:
     return groups
 
 
-def _filled(nodes: Nodes, group: Array) -> tuple[Array, Array]:
-    """The class of each node once holes are filled, and which nodes are filled holes."""
+def _filled(nodes: Nodes, group: Array, classes: tuple[int, ...] | None) -> tuple[Array, Array]:
+    """The class of each node once holes are filled, and which nodes are filled holes. classes: whose are, None for all"""
     total = int(group.max(initial=-1)) + 1
     empty, other = nodes.touching[:, 0], nodes.kind[nodes.touching[:, 1]]
     least = np.full(total, np.iinfo(other.dtype).max, other.dtype)
@@ -239,6 +249,8 @@ def _filled(nodes: Nodes, group: Array) -> tuple[Array, Array]:
     open_ = np.zeros(total, np.bool_)
     open_[group[nodes.outer]] = True
     hole = ~open_ & (least == most)
+    if classes is not None:
+        hole &= np.isin(most, classes)
     holes = (nodes.kind == 0) & (nodes.count > 0) & hole[group]
     return np.where(holes, most[group], nodes.kind), holes
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from unet_engine.model.spec import Activation
 from unet_export.importers.intensity import NotPossible
+from unet_export.importers.monai.objects import OF_OBJECTS
 from unet_export.importers.monai.transforms import HARMLESS, Kwargs, keys_of, name_of
 
 
@@ -33,16 +34,12 @@ class Behind:
     done: list[str] = field(default_factory=list)
     """What was done to the outputs so far."""
     left_out: list[str] = field(default_factory=list)
+    objects: list[tuple[str, Kwargs]] = field(default_factory=list)
+    """What looks at objects of the whole result, in its order."""
     other: list[str] = field(default_factory=list)
     """What is not done here and makes other labels."""
 
 
-_OF_OBJECTS = {
-    "KeepLargestConnectedComponent": "--largest",
-    "FillHoles": "--fill-holes",
-    "RemoveSmallObjects": "--min-size",
-}
-"""What works on the whole result, and the option of ``unet-engine components`` that does."""
 _OF_VALUES = ("DataStats", "ToMetaTensor", "FromMetaTensor", "MetaToTensor", "ToCupy", "SimulateDelay")
 
 
@@ -66,9 +63,8 @@ def behind_of(listed: Sequence[Kwargs]) -> Behind:
             found.activation = "softmax" if kwargs.get("softmax") else "sigmoid" if kwargs.get("sigmoid") else None
         elif name == "AsDiscrete":
             _discrete(kwargs, found)
-        elif name in _OF_OBJECTS:
-            way = f"unet-engine components LABELS OUT {_OF_OBJECTS[name]}"
-            found.other.append(f"{name}: it works on the whole result, of which objects are found by: {way}")
+        elif name in OF_OBJECTS:
+            found.objects.append((name, kwargs))
         elif name in ("Invert", "SaveImage"):
             _back(name, kwargs, found)
         elif name not in (*HARMLESS, *_OF_VALUES, "MeanEnsemble", "SplitDim"):
@@ -144,6 +140,8 @@ def _back(name: str, kwargs: Kwargs, found: Behind) -> None:
         found.other.append(f"{name} of labels, interpolated between them: probabilities are interpolated here")
     if not nearest and found.done:
         found.output["of"] = "probabilities"
+    if name == "Invert":
+        found.objects = [(of, {**said, "before": name}) for of, said in found.objects]
     found.done.append(name)
 
 

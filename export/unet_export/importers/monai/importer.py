@@ -24,7 +24,8 @@ from unet_export.importers.monai.before import Before
 from unet_export.importers.monai.behind import Behind, behind_of, numbers_above
 from unet_export.importers.monai.config import Config, NeedsTrust
 from unet_export.importers.monai.joined import joined
-from unet_export.importers.monai.loading import about_pads
+from unet_export.importers.monai.objects import about_objects
+from unet_export.importers.monai.pads import about_pads
 from unet_export.importers.monai.transforms import CROP, HARMLESS, before_of, name_of, transforms_of
 from unet_export.importers.steps import Reorder
 
@@ -142,7 +143,8 @@ class _Reader:
             network, inferer = _across(network, inferer)
             order = _Order(3, bool(x_first))
         told = _about_spacing(before, order), _about_orientation(before, order)
-        others = (*before.other, *about_pads(before, inferer.roi), *inferer.other, *behind.other)
+        objects = about_objects(behind.objects, dims, self._foreground(behind))
+        others = (*before.other, *about_pads(before, inferer.roi), *inferer.other, *behind.other, *objects)
         self._check_labels(others)
         left_out = (
             *others,
@@ -166,6 +168,11 @@ class _Reader:
             inference=_settings(inferer),
             versions={"monai": version_of("monai") or ""},
         )
+
+    def _foreground(self, behind: Behind) -> int | None:
+        """How many labels there are but 0; None where channels may overlap."""
+        channels = int(_format(self.metadata, "outputs").get("num_channels") or 1)
+        return channels - 1 if behind.exclusive else 1 if channels == 1 else None
 
     def _check_labels(self, others: Sequence[str]) -> None:
         """Raise `ModelError` where some of it is not done here and labels would be others."""

@@ -1,11 +1,9 @@
-"""How a MONAI bundle reads volumes, and what it puts around them."""
+"""How a MONAI bundle reads volumes, and what of what it puts around them is measured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from unet_export.importers.intensity import NotPossible
 from unet_export.importers.monai.before import Before
@@ -53,13 +51,13 @@ def about_measured_pads(found: Before) -> None:
         [kwargs for kwargs, done in found.pads if done < len(found.array_transforms)],
     )
     measured = found.intensity.measured is not None or found.intensity.clip_percentiles is not None
-    if pads and measured and (said.get("foreground") is None or any(map(_odd_pad, pads))):
+    if pads and measured and (said.get("foreground") is None or any(map(odd_pad, pads))):
         found.other.append(
-            f"padding ({', '.join(map(_of_pad, pads))}) before voxels are measured: its zeros would count"
+            f"padding ({', '.join(map(of_pad, pads))}) before voxels are measured: its zeros would count"
         )
 
 
-def _odd_pad(kwargs: Kwargs) -> bool:
+def odd_pad(kwargs: Kwargs) -> bool:
     """Whether something else than zeros at both sides is put there."""
     return (
         str(kwargs.get("mode", "constant")).rpartition(".")[2].lower() != "constant"
@@ -68,51 +66,5 @@ def _odd_pad(kwargs: Kwargs) -> bool:
     )
 
 
-def _of_pad(kwargs: Kwargs) -> str:
+def of_pad(kwargs: Kwargs) -> str:
     return ", ".join(f"{name}={kwargs[name]}" for name in ("spatial_size", "k", "spatial_border") if name in kwargs)
-
-
-def about_pads(found: Before, roi: Sequence[int] | None) -> list[str]:
-    """Padding that makes other labels: all but zeros, as the network sees them, that make an image as large as the
-    window, which a run puts there itself."""
-    other = []
-    for kwargs, done in found.pads:
-        size, window = kwargs.get("spatial_size"), tuple(roi or ())
-        sizes = [size] * len(window) if isinstance(size, int) else size
-        listed = list(sizes) if isinstance(sizes, list | tuple) else []
-        whole = len(listed) == len(window) > 0 and all(n <= w for n, w in zip(listed, window, strict=True))
-        if not whole:
-            other.append(
-                f"padding of the whole volume ({_of_pad(kwargs)}): windows at its border are of the volume as it is"
-            )
-        elif _odd_pad(kwargs) or not _zero_behind(found.array_transforms[done:]):
-            other.append(
-                f"padding ({_of_pad(kwargs)}) with what is not 0 for the network: around volumes smaller than the window "
-                "there are zeros here, and larger ones are the same"
-            )
-    return other
-
-
-def _zero_behind(transforms: Sequence[tuple[str, dict[str, Any]]]) -> bool:
-    """Whether a voxel of 0 is 0 behind these. What is measured of voxels that are not 0 leaves it so, and what is
-    measured of others is told by `about_measured_pads`."""
-    from unet_export.importers.monai.transforms import before_of
-
-    said = before_of(
-        [{"_target_": name, **arguments} for name, arguments in transforms if _is_fixed(name, arguments)]
-    ).intensity
-    if said.steps:
-        return False
-    clip = said.clip or ((-float("inf"), float("inf")),)
-    low, high, gain, offset = np.broadcast_arrays(*np.transpose(clip), said.gain, said.offset)
-    return bool((np.abs(np.clip(0.0, low, high) * gain + offset) < _SLIGHT).all())
-
-
-def _is_fixed(name: str, arguments: Kwargs) -> bool:
-    """Whether a transform gives all voxels of 0 the same value in any volume."""
-    given = arguments.get("subtrahend") is not None and arguments.get("divisor") is not None
-    fixed = name == "NormalizeIntensity" and given and not arguments.get("nonzero")
-    return fixed or name in ("ScaleIntensityRange", "ThresholdIntensity", "ShiftIntensity")
-
-
-_SLIGHT = 1e-6

@@ -57,11 +57,12 @@ def checked(path: Path, found: Folder) -> Folder:
 
 def folds(found: Folder, wanted: str | None) -> list[tuple[str, Path]]:
     """Name and checkpoint of each fold that is meant: those that the user wants, else the one that was named, else all
-    that are numbered, as nnU-Net itself does. Raises `ModelError` and `SettingsError` for those that are not there."""
+    that are numbered and have their last checkpoint, as nnU-Net itself does. Raises `ModelError` and `SettingsError` for
+    those that are not there."""
     there = _folds_of(found.root)
     if not there:
         raise ModelError(f"{found.root} has no fold_0 or the like beside {PLANS}; get the folds, too")
-    numbered = [fold for fold in there if fold != "all"] or there
+    numbered = _trained(found.root, [fold for fold in there if fold != "all"] or there)
     if wanted is None:
         chosen = [found.fold] if found.fold else numbered
     elif wanted.strip() == "all":
@@ -73,6 +74,16 @@ def folds(found: Folder, wanted: str | None) -> list[tuple[str, Path]]:
         what = f"no fold {missing[0]}" if missing else "a fold twice"
         raise SettingsError(f"--folds {wanted}: {what}; {found.root} has {', '.join(there)}: name them once, or all")
     return [(fold, _checkpoint(found, fold)) for fold in chosen]
+
+
+def _trained(root: Path, listed: list[str]) -> list[str]:
+    """Those whose training has ended, or all where none has."""
+    return [fold for fold in listed if (root / f"fold_{fold}" / _CHECKPOINTS[0]).is_file()] or listed
+
+
+def passed_over(found: Folder, chosen: list[str]) -> list[str]:
+    """The folds that are there and are not among those `chosen`, unless one was named."""
+    return [] if found.fold else [fold for fold in _folds_of(found.root) if fold not in chosen]
 
 
 def _checkpoint(found: Folder, fold: str) -> Path:

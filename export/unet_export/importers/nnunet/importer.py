@@ -76,8 +76,11 @@ class NnUNet:
         name = _configuration_name(found.root, checkpoints)
         configuration = _supported(found.root, name, configuration_of(found.root, plans, name))
         labels = labels_of(found.root, dataset)
+        _check_code(found.root, plans, configuration, wanted)
         source = _Source(found.root, name, plans, dataset, configuration, labels)
-        return source.imported(said, checkpoints, wanted, tell)
+        asked = wanted.folds is not None and wanted.folds.strip() != "all"
+        beside = [] if asked else folders.passed_over(found, [fold for fold, _ in chosen])
+        return source.imported(said, checkpoints, wanted, beside, tell)
 
 
 class _Source:
@@ -95,8 +98,10 @@ class _Source:
         said: tuple[dict[str, Any], dict[str, Any]],
         checkpoints: list[tuple[str, Any]],
         wanted: Wanted,
+        beside: list[str],
         tell: Tell,
     ) -> Imported:
+        """beside: folds that are there and were not asked for by name"""
         from unet_export.importers.module_steps import Transposed
         from unet_export.importers.nnunet import predictor
 
@@ -110,6 +115,10 @@ class _Source:
         mirror = self._mirrored(checkpoints)
         resampling = self._resampling()
         left_out = [] if resampling else [_RESAMPLED]
+        left_out += [
+            f"fold_{fold}, which nnU-Net does not take either unless it is named: --folds fold_{fold}"
+            for fold in beside
+        ]
         promised = self._promised(normalization, mirror) | ({"resampling": resampling} if resampling else {})
         version = predictor.version()
         own = version is not None and not wanted.normalize
@@ -276,3 +285,17 @@ def _supported(root: Path, name: str, found: Configuration) -> Configuration:
             f"import the folder of {found.previous_stage}, or of 3d_fullres"
         )
     return found
+
+
+def _check_code(root: Path, plans: Plans, found: Configuration, wanted: Wanted) -> None:
+    """Raise `ModelError` where plans name code of somebody's own that decides labels, unless that is to be left out."""
+    own = [
+        name
+        for name, usual in ((found.preprocessor_name, "DefaultPreprocessor"), (plans.label_manager, "LabelManager"))
+        if name not in (None, usual)
+    ]
+    if own and not wanted.uncertified:
+        raise ModelError(
+            f"{root}: {PLANS} names {' and '.join(own)}, which is code of its own and is not known here; run it with nnU-Net, or "
+            "import it as if these were nnU-Net's usual ones: unet-engine import --uncertified"
+        )

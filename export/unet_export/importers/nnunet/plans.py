@@ -59,6 +59,7 @@ class Configuration(_Said):
     normalization_schemes: tuple[str, ...]
     use_mask_for_norm: tuple[bool, ...]
     architecture: Architecture
+    preprocessor_name: str | None = None
     previous_stage: str | None = None
     resampling_fn_data: str = RESAMPLING
     resampling_fn_data_kwargs: Interpolated = Interpolated()
@@ -69,6 +70,7 @@ class Configuration(_Said):
 class Plans(_Said):
     dataset_name: str = "nnU-Net"
     image_reader_writer: str | None = None
+    label_manager: str | None = None
     transpose_forward: tuple[int, int, int] = (0, 1, 2)
     transpose_backward: tuple[int, int, int] = (0, 1, 2)
     configurations: dict[str, dict[str, Any]]
