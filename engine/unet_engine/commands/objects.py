@@ -111,7 +111,9 @@ def _classes(said: str | None) -> tuple[int, ...] | None:
         return None
     parts = [part.strip() for part in said.split(",")]
     if not all(part.isascii() and part.isdigit() and 0 < int(part) < 2**64 for part in parts):
-        raise SettingsError(f"--classes {said}: labels are whole numbers above 0, e.g. 1,2")
+        raise SettingsError(
+            f"--classes {said} is not understood; name labels, whole numbers above 0, e.g. --classes 1,2"
+        )
     return tuple(sorted({int(part) for part in parts}))
 
 
