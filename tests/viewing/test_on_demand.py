@@ -117,6 +117,30 @@ def test_what_was_looked_at_and_what_a_resume_does_are_the_bytes_of_one_run(tmp_
         assert read_header(str(out))[name] == read_header(str(tmp_path / "plain.zarr"))[name]
 
 
+@pytest.mark.parametrize("options", [{"grid": "scan"}, {"grid": "model"}, {"grid": "scan", "output": "probabilities"}])
+def test_a_volume_at_another_spacing_is_looked_at_on_either_grid(tmp_path, small_blocks, options):
+    """Coarser along two axes than the network's, finer along one: what was asked for is there, and a resume does the
+    rest to the bytes of one run."""
+    shape, new = (20, 27, 24), (13, 18, 33)
+    voxels = np.random.default_rng(2).normal(size=(2, *shape)).astype(np.float32)
+    scan = make_volume(tmp_path / "scan.zarr", voxels, axes="czyx", ome="0.5", unit="millimeter", scale=(1.0,) * 4)
+    spacing = [a / b for a, b in zip(shape, new, strict=True)]
+    resampling = {"image": 3, "output": 1, "apart": "never"}
+    model = fake_model(tmp_path, **CLASSES, spacing=spacing, spacing_unit="millimeter", resampling=resampling)
+    plain = unet_engine.run(scan, model=model, out=str(tmp_path / "plain.zarr"), **options)
+    expected = result_of(tmp_path / "plain.zarr")
+    place = tuple(slice(n // 2, n // 2 + 3) for n in expected.shape[-3:])
+    looking = Looking([Box(tuple(s.start for s in place), tuple(s.stop for s in place))])
+    out = tmp_path / "looked.zarr"
+    closed = look(scan, model, out, looking, **options)
+    assert 0 < closed.there < closed.of == plain.blocks_planned
+    np.testing.assert_array_equal(result_of(out)[(..., *place)], expected[(..., *place)])
+    assert np.unique(expected[(..., *place)]).size > 1  # which blocks that are missing would not be
+    done = unet_engine.run(scan, model=model, out=str(out), resume=True, **options)
+    assert done.blocks_written == closed.of - closed.there
+    np.testing.assert_array_equal(result_of(out), expected)
+
+
 def test_exactly_the_blocks_that_are_looked_at_are_computed(tmp_path, scan, small_blocks):
     asked = Box((20, 14, 24), (24, 25, 30))
     looking = Looking([asked], at=Sight((22.0, 20.0, 26.0), (0,)))
