@@ -1,10 +1,12 @@
 """What the name of an output may end in. It says the format; one that is not written here must not be called so, as it
-would be taken for it."""
+would be taken for it. And what makes a volume of a file that is not read here."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from unet_engine.paths import inside, is_local, parts, root_of
 
@@ -30,6 +32,15 @@ _FORMATS = {
 WRITTEN = frozenset("zarr ozx nii nii.gz nrrd mha npy h5 hdf5 ome.tif ome.tiff tif tiff dcm".split())
 """Endings of what is written here: those of `unet_engine.postprocess.formats.WRITERS`."""
 _BY_ENDING = {ending: (name, tool) for name, (tool, endings) in _FORMATS.items() for ending in endings.split()}
+_READABLE = {
+    "a microscope's format": "make OME-Zarr of it: bioformats2raw {path} {zarr}",
+    "a format of ITK": "save it as NIfTI, e.g. with 3D Slicer",
+    "NumPy": "save its array alone, with numpy.save",
+    "an image": "save it as PNG or TIFF",
+    "a film": "save its pictures as PNG in a folder",
+    "a model": "a model is given with --model",
+    "an archive": "unpack it, and give what is in it",
+}
 _FIRST_OF_TWO = ("nii", "tar", "ome", "zarr", "tif", "tiff", "npy", "csv", "json", "raw")
 """Endings that another one may follow, as in ``seg.ome.tif``: no part of what the file is called."""
 
@@ -107,6 +118,20 @@ def _place(path: str) -> str:
 
 def _apart(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names) if all(names) and len({*names}) == len(names) else ()
+
+
+def made_readable(path: str) -> str:
+    """What to do with `path`, a file of a format that is not read here."""
+    what, _ = _BY_ENDING.get(path.rpartition(".")[2].lower(), ("", ""))
+    return _READABLE.get(what, "convert it to Zarr first").format(
+        path=shlex.quote(path), zarr=shlex.quote(stem(path) + ".zarr")
+    )
+
+
+def unread_in(folder: str) -> str | None:
+    """The first file in `folder` of a format that is known and not read here, None where there is none."""
+    files = sorted(path for path in Path(folder).glob("[!.]*.*") if path.is_file()) if Path(folder).is_dir() else []
+    return next((str(p) for p in files if _BY_ENDING.get(p.suffix[1:].lower(), ("",))[0] in _READABLE), None)
 
 
 def refuse_other_formats(out: str) -> None:

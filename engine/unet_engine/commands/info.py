@@ -11,6 +11,7 @@ from unet_engine.backends import second_opinion
 from unet_engine.backends.base import Setup
 from unet_engine.backends.libraries import choose_backend
 from unet_engine.commands.options import sizes
+from unet_engine.endings import made_readable
 from unet_engine.errors import InputError, UnetEngineError
 from unet_engine.model.credit import Credit
 from unet_engine.model.file import ModelFile, is_model, open_model
@@ -30,7 +31,7 @@ def describe(path: str, axes: str | None = None, window: str | None = None, head
         return _model(path, window, head)
     if Path(path).is_file() and format_of(path) is None:
         raise InputError(
-            f"{path} is neither a model file (.onnx, .pt2, .pt, .ts) nor a volume ({READ}); give one of them"
+            f"{path} is neither a model file (.onnx, .pt2, .pt, .ts) nor a volume ({READ}); {made_readable(path)}"
         )
     return _volume(path, axes)
 

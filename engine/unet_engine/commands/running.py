@@ -274,7 +274,8 @@ def _conclude(console: Screen, outcomes: list[Outcome], volumes: list[Volume], w
         error = failed[0].error
         assert error is not None
         if isinstance(error, UnetEngineError):
-            raise reworded(error, f"{_said(failed[0])}; --keep-going runs the others") from error
+            others = "; --keep-going runs the others" if len(volumes) > 1 else ""
+            raise reworded(error, _said(failed[0]) + others) from error
         raise error
     for outcome in failed:
         console.say(f" {_said(outcome)}", "failed", "red", "error")

@@ -377,6 +377,10 @@ def _format(path: Path) -> Format:
     for suffix, kind in _SUFFIXES.items():
         if path.name.lower().endswith(suffix):
             return kind
+    if path.name.lower().endswith(".zip"):
+        raise ModelError(
+            f"{path} is an archive in which no model lies that is known; unpack it, and give the file or folder of the model"
+        )
     raise ModelError(f"{path} does not end like a model file; give one that ends in .onnx, .pt2, .pt or .ts")
 
 

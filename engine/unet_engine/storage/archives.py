@@ -16,6 +16,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, StorePath
 
+from unet_engine.errors import InputError
 from unet_engine.paths import check_file, is_local
 from unet_engine.storage.patience import Broken
 from unet_engine.storage.remote import LONGEST_METADATA, METADATA, is_metadata, spanned, too_long
@@ -23,6 +24,8 @@ from unet_engine.storage.tokens import said
 
 ENDINGS = (".ozx", ".zip")
 _CUT = re.compile(r"(.*?\.(?:ozx|zip))(?:/(.*))?", re.IGNORECASE | re.DOTALL)
+_ENCRYPTED = 1
+"""Flag of a file that a password opens."""
 _LOCAL_HEADER = 30
 """Bytes in front of what a zip has of a file, without its name and what else is said of it (APPNOTE.TXT, 4.3.7)."""
 _SPARE = 64
@@ -84,6 +87,8 @@ class Archive(Store):  # type: ignore[misc]
                 self._files = {info.filename: info for info in opened.infolist() if not info.is_dir()}
         except zipfile.BadZipFile as error:
             raise OSError(f"{key} is no zip: {error}") from error
+        if any(info.flag_bits & _ENCRYPTED for info in self._files.values()):
+            raise InputError(f"{key} is locked with a password; unpack it, and give the folder")
         self.names = list(self._files)
 
     def with_read_only(self, read_only: bool = False) -> Archive:  # noqa: FBT001, FBT002  # as zarr calls it

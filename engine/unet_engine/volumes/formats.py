@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from unet_engine.endings import made_readable
 from unet_engine.errors import InputError, UnetEngineError, first_line, of_store
 from unet_engine.paths import is_local, plain
 from unet_engine.volumes import collection, dicom, dicom_seg, hdf5, nifti, picture, raster, slices, tiff
@@ -141,7 +142,7 @@ def open_stored(path: str, axes: str | None = None) -> Volume:
         return format.open(path, axes)
     if is_local(path) and not Path(path).exists():
         raise InputError(f"{path} does not exist; give the path of a volume")
-    raise InputError(f"{path} is a file of no format that is read here ({READ}); convert it to Zarr first")
+    raise InputError(f"{path} is a file of no format that is read here ({READ}); {made_readable(path)}")
 
 
 def open_volume(path: str, axes: str | None = None, pick: Pick = ALL) -> Volume:

@@ -19,6 +19,7 @@ from zarr.core.sync import sync
 from zarr.errors import UnstableSpecificationWarning
 from zarr.storage import StorePath
 
+from unet_engine.endings import made_readable, unread_in
 from unet_engine.errors import InputError, UnetEngineError, first_line, of_store
 from unet_engine.paths import check_file, is_local
 from unet_engine.plan.box import Box
@@ -120,7 +121,13 @@ def _opened(path: str) -> zarr.Array | zarr.Group:
             # of types whose encoding may change: they are no numbers, and refused later
             warnings.simplefilter("ignore", UnstableSpecificationWarning)
             return stores.open_node(path)
+    except UnetEngineError:
+        raise
     except FileNotFoundError as error:
+        if is_local(path) and (file := unread_in(path)):
+            raise InputError(
+                f"{path} holds no volume that is read here, but files such as {file}; {made_readable(file)}"
+            ) from error
         raise InputError(
             f"{path} holds no Zarr array or group (no zarr.json, .zarray or .zgroup); "
             f"give the path of one, e.g. {path}/NAME"

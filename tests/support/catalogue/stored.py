@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,20 @@ def _group(ome: object, attributes: object = ...) -> Make:
 
 def numpy_file(name: str, values: object) -> Make:
     return lambda here: np.save(here / name, np.asarray(values), allow_pickle=True)
+
+
+def locked(name: str) -> Make:
+    """A zip with one file, which says of it that a password opens it."""
+
+    def make(here: Path) -> None:
+        with zipfile.ZipFile(here / name, "w") as archive:
+            archive.writestr("zarr.json", "secret")
+        content = bytearray((here / name).read_bytes())
+        content[6] |= 1
+        content[content.index(b"PK\x01\x02") + 8] |= 1
+        (here / name).write_bytes(content)
+
+    return make
 
 
 def _level(**changed: object) -> dict[str, object]:
@@ -235,6 +250,12 @@ FAULTS = [
     Fault("an .npy that breaks off", run(**{"in": "scan.npy"}), 4, ("scan.npy", "breaks off"), both(numpy_file("scan.npy", np.ones((20, 22, 40))), cut("scan.npy"))),
     Fault("an HDF5 file of another kind", run(**{"in": "scan.h5"}), 3, ("scan.h5", "no HDF5 file"), file("scan.h5", "CDF\1")),
     Fault("a file of no format", run(**{"in": "scan.dat"}), 3, ("scan.dat", "no format"), file("scan.dat", b"II*\0")),
+    Fault("a microscope's file", run(**{"in": "my scan.czi"}), 3, ("bioformats2raw 'my scan.czi' 'my scan.zarr'",), file("my scan.czi", "ZISRAWFILE")),
+    Fault("a folder of a microscope's files", run(**{"in": "raw"}), 3, ("raw holds no volume that is read here", "bioformats2raw raw/a.lif raw/a.zarr"), file("raw/a.lif", "p")),
+    Fault("an archive", run(**{"in": "scan.7z"}), 3, ("scan.7z", "unpack it"), file("scan.7z", "7z")),
+    Fault("info of a picture that is not read", ("info", "scan.webp"), 3, ("scan.webp", "save it as PNG or TIFF"), file("scan.webp", "RIFF")),
+    Fault("a zip with a password", run(**{"in": "scan.zip"}), 3, ("scan.zip is locked with a password; unpack it",), locked("scan.zip")),
+    Fault("a model in a zip with a password", run(model="m.zip"), 5, ("m.zip is an archive", "unpack it"), locked("m.zip")),
     Fault("a TIFF that is a FIFO", run(**{"in": "scan.tif"}), 3, ("scan.tif", "no regular file"), fifo("scan.tif")),
     Fault("nothing", run(**{"in": "no.zarr"}), 3, ("no.zarr does not exist",)),
     Fault("a folder of nothing", run(**{"in": "v.zarr"}), 3, ("v.zarr",), folder("v.zarr")),

@@ -81,8 +81,8 @@ class Checkpoint:
         named = parsed(wanted.smp) if wanted.smp else hyperparameters.named_in(said)
         if named is None:
             raise ModelError(
-                f"{path} says of its network {_told(said)}, and that builds none; name it, {HOW}, or use unet-engine export "
-                "with --factory"
+                f"{path} holds weights, and does not say of which network{_told(said)}; name it, {HOW}, or use unet-engine "
+                "export with --factory"
             )
         if not wanted.smp:
             tell(f"note: its hyperparameters name the network {named}; --smp says otherwise")
@@ -153,7 +153,7 @@ def _hyperparameters(held: Any) -> Mapping[str, Any]:
 
 def _told(said: Mapping[str, Any]) -> str:
     names = [str(key) for key in said]
-    return f"{', '.join(names[:6])}{' …' if len(names) > 6 else ''}" if names else "nothing"
+    return f" ({', '.join(names[:6])}{' …' if len(names) > 6 else ''} do not tell)" if names else ""
 
 
 def _licence(card: str) -> str:
