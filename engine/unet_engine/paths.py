@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
@@ -171,7 +172,8 @@ def unusable(path: str) -> str:
     try:
         whole = absolute(path).encode()
     except UnicodeEncodeError:
-        return "its name is not text in UTF-8; rename it"
+        other = sys.getfilesystemencoding() != "utf-8"  # as an old locale has it
+        return f"its name is not text in UTF-8; {'set PYTHONUTF8=1' if other else 'rename it'}"
     several = parts(path)
     if len(several) > 1 or not is_local(path):
         return next(filter(None, map(unusable, several)), "") if len(several) > 1 else ""

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -336,3 +337,28 @@ def test_nothing_phones_home(ramp, tiny_onnx):
     result, telemetry = map(json.loads, done.stdout.splitlines())
     assert result["backend"] == "openvino"
     assert not [m for m in telemetry if m.startswith("openvino_telemetry")]
+
+
+EARLY = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+class Interrupting(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "unet_engine.commands.cli":
+            os.kill(os.getpid(), SIGNAL)
+sys.meta_path.insert(0, Interrupting())
+from unet_engine.commands.entry import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_command_line_is_imported_is_told_in_a_line(number):
+    """It was a traceback, and -2 for an exit code."""
+    code = EARLY.replace("SIGNAL", str(int(number)))
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", "--json"], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode == 130
+    assert done.stderr == "unet-engine: interrupted before anything was written; run the same command again\n"
+    assert json.loads(done.stdout)["error"]["exit_code"] == 130

@@ -19,13 +19,12 @@ from unet_engine.commands.bench.options import bench_command
 from unet_engine.commands.completing import words
 from unet_engine.commands.converting import convert_command
 from unet_engine.commands.describing import schema_command
-from unet_engine.commands.farewell import INTERRUPTED, TRACEBACK, said_of
+from unet_engine.commands.farewell import TRACEBACK, said_of
 from unet_engine.commands.importing import import_command
 from unet_engine.commands.manual import completion_command, manual_command
 from unet_engine.commands.models import COMMANDS
 from unet_engine.commands.objects import OBJECT_COMMANDS
 from unet_engine.commands.options import (
-    JSON,
     PLACE,
     Command,
     cluster_options,
@@ -33,9 +32,9 @@ from unet_engine.commands.options import (
     running_options,
     settings_options,
     several_options,
-    speaks_json,
 )
 from unet_engine.commands.sources import model_of, with_model
+from unet_engine.commands.telling import INTERRUPTED, JSON, speaks_json
 from unet_engine.commands.viewing import view_command
 from unet_engine.errors import OutputError, SettingsError, UnetEngineError
 from unet_engine.hanging import end

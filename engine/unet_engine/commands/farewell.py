@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 from unet_engine.commands import interruption
+from unet_engine.commands.telling import INTERRUPTED
 from unet_engine.errors import PlanError, SettingsError, UnetEngineError, first_line
 
-INTERRUPTED = 130
 TRACEBACK = "UNET_ENGINE_TRACEBACK"
 """Environment variable that has an unexpected error shown with its traceback."""
 

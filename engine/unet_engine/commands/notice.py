@@ -14,6 +14,7 @@ from unet_engine.batches import notify
 from unet_engine.batches.records import utc
 from unet_engine.commands import farewell
 from unet_engine.commands.going_on import folder, may_go_on, resuming
+from unet_engine.commands.telling import INTERRUPTED
 from unet_engine.version import version_of
 
 _ROOM = 2.0
@@ -47,7 +48,7 @@ class Notice:
             self._tell(f"--notify {self._address.shown}: {why}; the run itself is not affected")
 
     def _facts(self, message: str, code: int) -> dict[str, Any]:
-        status = {0: "done", farewell.INTERRUPTED: "interrupted"}.get(code, "failed")
+        status = {0: "done", INTERRUPTED: "interrupted"}.get(code, "failed")
         now = time.time()
         facts: dict[str, Any] = {
             "text": f"unet-engine on {platform.node()}: {farewell.with_status(status, message)}",

@@ -3,9 +3,8 @@ read."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -54,15 +53,6 @@ class Command(click.Command):
 
 
 _FOR_MACHINES = "unet_engine.json"
-
-
-JSON = ENVIRONMENT + "JSON"
-"""Environment variable: as ``--json`` of every command."""
-
-
-def speaks_json(args: Sequence[str]) -> bool:
-    """Whether a command of these arguments ends with JSON, where it fails as well."""
-    return "--json" in args or os.environ.get(JSON, "").strip().lower() in {"1", "true", "t", "yes", "y", "on"}
 
 
 def for_machines(ctx: click.Context, _option: click.Parameter, given: bool) -> None:  # noqa: FBT001

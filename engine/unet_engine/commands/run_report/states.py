@@ -5,11 +5,12 @@ from __future__ import annotations
 from unet_engine.commands import farewell
 from unet_engine.commands.going_on import may_go_on, resuming
 from unet_engine.commands.run_report.page import text
+from unet_engine.commands.telling import INTERRUPTED
 
 
 def status_of(code: int) -> str:
     """What became of a run that ended with `code`."""
-    return {0: "done", farewell.INTERRUPTED: "interrupted"}.get(code, "failed")
+    return {0: "done", INTERRUPTED: "interrupted"}.get(code, "failed")
 
 
 def under_way() -> list[str]:

@@ -1,0 +1,16 @@
+"""What every end of a command has in common, known before the command line is imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+INTERRUPTED = 130
+"""Exit code of what was ended by a signal."""
+JSON = "UNET_ENGINE_JSON"
+"""Environment variable: as ``--json`` of every command."""
+
+
+def speaks_json(args: Sequence[str]) -> bool:
+    """Whether a command of these arguments ends with JSON, where it fails as well."""
+    return "--json" in args or os.environ.get(JSON, "").strip().lower() in {"1", "true", "t", "yes", "y", "on"}
