@@ -13,9 +13,11 @@ import unet_engine
 from support.command_line import cli
 from support.volumes import fake_model
 from unet_engine.plan.box import Box
+from unet_engine.prepare.keeping import to_keep_of_mask
 from unet_engine.volumes import tiff
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.joined import JoinedVolume
+from unet_engine.volumes.mask import open_mask
 from unet_engine.volumes.slices import SlicesVolume
 
 tifffile = pytest.importorskip("tifffile")
@@ -103,3 +105,22 @@ def test_channels_in_files_of_their_own_keep_one_budget(tmp_path: Path) -> None:
     volume.keep(10 * 16 * 48, None)
     volume.read(Box.of_shape(volume.shape))
     assert sum(part.kept._bytes for part in volume.parts if isinstance(part, tiff.TiffVolume)) == 10 * 16 * 48
+
+
+def test_what_is_kept_of_a_mask_is_memory_of_the_plan(
+    tmp_path: Path, folder: str, unpacked: Counter[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, mask, scan = fake_model(tmp_path), str(tmp_path / "mask.tif"), str(tmp_path / "scan.npy")
+    tifffile.imwrite(mask, (STACK > 9).astype("u1"), compression="zlib", rowsperstrip=16, metadata={"axes": "ZYX"})
+    np.save(scan, STACK)
+    monkeypatch.setattr("unet_engine.machine.resident_bytes", lambda: 2**28)
+    memory = {}
+    for how, path in {"packed": mask, "in place": str(tmp_path / "mask.npy")}.items():
+        np.save(tmp_path / "mask.npy", (STACK > 9).astype("u1"))
+        said = cli("plan", "--in", scan, "--model", model, "--mask", path, "--memory", "2GiB", "--json")
+        memory[how] = said.json["memory"]["total"]
+    assert memory["packed"] - memory["in place"] == STACK.nbytes
+    unpacked.clear()
+    unet_engine.run(scan, model, out=str(tmp_path / "o.zarr"), mask=mask, memory="2GiB", blend="crop")
+    assert max(unpacked.values()) <= 2 * len(STACK)  # of each plane, as it is looked at, and by the run
+    assert to_keep_of_mask(open_mask(mask, open_volume(scan)), 400) == 100

@@ -24,6 +24,7 @@ from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.cells import CellMask
 from unet_engine.volumes.cropped import Cropped
+from unet_engine.volumes.files import KEPT_BYTES
 from unet_engine.volumes.holes import Holes
 from unet_engine.volumes.nodata import Missing
 from unet_engine.volumes.normalize import Scaling
@@ -68,6 +69,8 @@ class Job:
     """Whether workers tell where their time goes, see `unet_engine.profiling.stages`."""
     kept: int = 0
     """Bytes that are kept of what is fetched over a network, or unpacked in pieces."""
+    kept_of_mask: int = KEPT_BYTES
+    """The same of the user's mask."""
     shelves: tuple[int, ...] = ()
     """Bytes of a device's memory for halos that stay there, see `unet_engine.plan.kept_halos`; empty: all of them pass
     through the host."""

@@ -129,7 +129,16 @@ class Worker:
                 self._opened.mask = self._opened.mask or open_mask(
                     self.job.mask, as_stored(scan), self.job.turn, self.job.pick.timepoint, self.job.origin
                 )
+        if self._opened.mask:
+            _ = self._keeping_of_mask
         return self._opened.mask
+
+    @cached_property
+    def _keeping_of_mask(self) -> int:
+        """Bytes that the mask keeps, from now on."""
+        if self._opened.mask:
+            self._opened.mask.keep(self.job.kept_of_mask)
+        return self.job.kept_of_mask
 
     @property
     def output(self) -> Sink:

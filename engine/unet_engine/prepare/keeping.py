@@ -13,6 +13,8 @@ from unet_engine.plan.tubes import counted, tubes
 from unet_engine.storage.kept import allowed
 from unet_engine.units import size, times
 from unet_engine.volumes.base import Volume
+from unet_engine.volumes.files import KEPT_BYTES
+from unet_engine.volumes.mask import Mask
 
 
 def to_keep(scan: Volume, plan: Plan, free: int) -> int:
@@ -32,6 +34,16 @@ def to_keep_unpacked(scan: Volume, plan: Plan, free: int) -> int:
         return 0
     each = _piece_bytes(scan, scan.pieces)
     return _reads(scan, plan, scan.pieces).again(free / each)[0] * each
+
+
+def to_keep_of_mask(mask: Mask | None, free: int) -> int:
+    """Bytes to keep of what a mask fetches or unpacks: all of it where that is little, but a quarter of what is free at
+    most. None of one that is read in place."""
+    if mask is None or (mask.volume.units is None and mask.volume.pieces is None):
+        return 0
+    volume = mask.volume
+    whole = prod(volume.stored_shape) // volume.timepoints * volume.dtype.itemsize
+    return max(0, min(KEPT_BYTES, whole, free // 4))
 
 
 def in_tubes(scan: Volume, plan: Plan, sizes: Sizes, base: int, budget: int, kept: int) -> Plan:

@@ -29,7 +29,7 @@ from unet_engine.prepare.draft import Draft, grid, windows_per_block
 from unet_engine.prepare.evidence import Outputs
 from unet_engine.prepare.given import Ready
 from unet_engine.prepare.inputs import unlikely
-from unet_engine.prepare.keeping import in_tubes, to_keep, to_keep_unpacked, unpacked_often
+from unet_engine.prepare.keeping import in_tubes, to_keep, to_keep_of_mask, to_keep_unpacked, unpacked_often
 from unet_engine.prepare.looking import Look, about_outputs, trial_of
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.outside import about_marks
@@ -133,6 +133,7 @@ def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tel
         draft.job(decisions, draft.named(fitted.plan, decisions)),
         answers=draft.network.answers(),
         kept=fitted.kept,
+        kept_of_mask=fitted.kept_of_mask,
         shelves=fitted.sizes.shelves,
         readers=fitted.sizes.readers,
     )
@@ -394,6 +395,7 @@ class _Fitted:
     budget: int
     cluster: ClusterShape | None
     kept: int
+    kept_of_mask: int
 
 
 def _fit(job: Job, loaded: _Loaded, sizes: Sizes, workers: int, present: int) -> _Fitted:
@@ -401,6 +403,9 @@ def _fit(job: Job, loaded: _Loaded, sizes: Sizes, workers: int, present: int) ->
     survey, network = loaded.draft.survey, loaded.draft.network
     if survey.scan.pieces:  # what is kept of samples is not to be counted twice
         survey.scan.keep(0, None)
+    if survey.mask:
+        survey.mask.keep(0)
+    if survey.scan.pieces or survey.mask:
         machine.return_freed_blocks()
     # what trying overlaps left behind is this process's too
     resident = machine.resident_bytes() + network.waiting()
@@ -414,7 +419,8 @@ def _fit(job: Job, loaded: _Loaded, sizes: Sizes, workers: int, present: int) ->
     if loaded.ready.budget:  # measured before another run was under way, whose blocks are none of this one's
         base, budget = loaded.ready.base, loaded.ready.budget
     cluster, kept = None, to_keep(survey.scan, plan, budget - base)
-    alone, base = base, base + held + kept
+    kept_of_mask = to_keep_of_mask(survey.mask, budget - base - kept)
+    alone, base = base, base + held + kept + kept_of_mask
     if workers:
         wanted = ClusterShape(workers, present, bundle_length(plan, loaded.seconds_per_window, workers))
         cluster = _cluster(plan, sizes, base, budget, wanted)
@@ -429,7 +435,7 @@ def _fit(job: Job, loaded: _Loaded, sizes: Sizes, workers: int, present: int) ->
         most = max(1, min(READERS, machine.cpu_count(), fitted.block_count))
         sizes = replace(sizes, readers=readers_that_fit(fitted, sizes, base, budget, devices, most))
         fitted = replace(fitted, memory=predict_memory(fitted, sizes, base, devices))
-    return _Fitted(fitted, sizes, alone, budget, cluster, kept)
+    return _Fitted(fitted, sizes, alone, budget, cluster, kept, kept_of_mask)
 
 
 def _cluster(plan: Plan, sizes: Sizes, base: int, budget: int, wanted: ClusterShape) -> ClusterShape:

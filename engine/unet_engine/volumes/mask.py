@@ -62,6 +62,11 @@ class Mask:
         ratio = prod(axis.finer for axis in self.axes) / prod(axis.coarser for axis in self.axes)
         return self.voxel_bytes * (1 if ratio == 1 else 2 + ceil(ratio))
 
+    def keep(self, most: int) -> None:
+        """Keep up to so many bytes of what is fetched or unpacked of it."""
+        if self.volume.units or self.volume.pieces:
+            self.volume.keep(most, None)
+
     def read(self, box: Box, recorder: Recorder = PLAIN) -> Array:
         """The mask in `box`, (*box.shape); anything but 0 is inside. Raises what `Volume.read` raises."""
         found = self._read(self._as_stored(box), recorder)
