@@ -14,9 +14,10 @@ from support.spoiled import check_refused
 from support.volumes import fake_model, identity, make_volume, open_meant
 from unet_engine.errors import DataError, InputError
 from unet_engine.plan.box import Box
+from unet_engine.volumes.base import Timing
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.linear import Linear
-from unet_engine.volumes.pick import Meant
+from unet_engine.volumes.pick import Meant, Pick
 
 h5py = pytest.importorskip("h5py")
 tifffile = pytest.importorskip("tifffile")
@@ -438,6 +439,57 @@ def test_an_imaris_file_ends_where_its_image_does(tmp_path, columns):
     volume = open_volume(str(path))
     np.testing.assert_array_equal(volume.read(Box.of_shape(volume.shape))[0], STACK)
     assert (volume.spacing, volume.translation, volume.unit) == ((2, 2, 2), (11, 11, 11), "micrometer")
+
+
+def an_imaris_film(path, left_out=()):
+    """Two levels, three time points and two channels, filled up to whole chunks."""
+    film = np.random.default_rng(3).integers(0, 200, (3, 2, 6, 20, 30), np.uint8)
+    with h5py.File(path, "w") as file:
+        for level, t, c in np.ndindex(2, 3, 2):
+            if (level, t, c) in left_out:
+                continue
+            channel = file.create_group(f"DataSet/ResolutionLevel {level}/TimePoint {t}/Channel {c}")
+            image = film[t, c, :, :: 1 + level, :: 1 + level]
+            stored = np.zeros((8, 32, 32), np.uint8)
+            stored[tuple(map(slice, image.shape))] = image
+            channel.create_dataset("Data", data=stored, chunks=(8, 16, 16), compression="gzip")
+            channel.attrs.update(
+                {f"ImageSize{a}": _characters(str(n)) for a, n in zip("ZYX", image.shape, strict=True)}
+            )
+        about = file.create_group("DataSetInfo/Image")
+        about.attrs.update({f"ExtMin{a}": _characters("0") for a in range(3)})
+        about.attrs.update({f"ExtMax{a}": _characters(text) for a, text in enumerate(("15", "10", "12"))})
+        instants = file.create_group("DataSetInfo/TimeInfo")
+        for t in range(3):
+            instants.attrs[f"TimePoint{t + 1}"] = _characters(f"2020-01-01 23:59:{10 + 20 * t}.500")
+        for c, name in enumerate(("DAPI", "GFP")):
+            file.create_group(f"DataSetInfo/Channel {c}").attrs["Name"] = _characters(name)
+    return film
+
+
+def test_time_points_channels_and_levels_of_imaris(tmp_path):
+    path = str(tmp_path / "a.ims")
+    film = an_imaris_film(path)
+    volume = open_volume(path, None, Pick(timepoint=1))
+    assert (volume.axes, volume.channel_names, volume.spacing) == ("tczyx", ("DAPI", "GFP"), (2, 0.5, 0.5))
+    assert volume.timing == Timing(20.0, 0.0, "second")
+    assert volume.facts()["levels"] == ["full", "6×10×15"]
+    np.testing.assert_array_equal(volume.read(Box((1, 2, 3), (5, 20, 29))), film[1, :, 1:5, 2:20, 3:29])
+    some = pickle.loads(pickle.dumps(volume.picked(Pick(timepoint=2, channels=("GFP",)))))
+    np.testing.assert_array_equal(some.read(Box.of_shape(some.shape))[0], film[2, 1])
+    coarse = open_meant(path, None, Meant(level=1, timepoint=0))
+    assert (coarse.spacing, coarse.translation) == ((2, 1, 1), (1, 0.5, 0.5))
+    np.testing.assert_array_equal(coarse.read(Box.of_shape(coarse.shape)), film[0, :, :, ::2, ::2])
+    alone = open_volume(f"{path}:/DataSet/ResolutionLevel 0/TimePoint 2/Channel 0/Data")
+    np.testing.assert_array_equal(alone.read(Box.of_shape(alone.shape))[0], film[2, 0])
+    with pytest.raises(InputError, match=r"--level 2: .* has 2 levels"):
+        open_meant(path, None, Meant(level=2))
+
+
+def test_an_imaris_file_that_lacks_a_channel_is_refused(tmp_path):
+    an_imaris_film(tmp_path / "a.ims", left_out=[(0, 1, 1)])
+    with pytest.raises(InputError, match="TimePoint 1/Channel 1 is missing, and others are"):
+        open_volume(str(tmp_path / "a.ims"))
 
 
 def test_text_of_hdf5_that_lies_nowhere_is_left_out(tmp_path):

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from math import isfinite, prod
 from pathlib import Path
@@ -17,7 +18,7 @@ from unet_engine.errors import InputError
 from unet_engine.paths import inside
 from unet_engine.storage.unpacking import DEFLATED, inflates_beyond, longest, too_much_at_least
 from unet_engine.units import brief, shared_unit, times
-from unet_engine.volumes import account, alpha, axistags, georeference, hdf5_heap, imaris, nodata
+from unet_engine.volumes import account, alpha, axistags, georeference, hdf5_heap, imaris, imaris_volume, nodata
 from unet_engine.volumes.axes import checked_axes, supposed
 from unet_engine.volumes.axis_names import letter
 from unet_engine.volumes.base import Array, Selection, Timing, Volume
@@ -47,6 +48,20 @@ class Hdf5Format:
     def recognises(self, path: str) -> bool:
         return has_ending(inside(path)[0], *ENDINGS)
 
+    def located(self, path: str, image: str | None, level: int | None) -> str:
+        file, name = inside(path)
+        h5py = package(path, "an HDF5 file", "h5py", "hdf5")
+        if image is not None:
+            raise InputError(f"--image {brief(image)}: name a dataset of {path} behind a colon, e.g. {file}:/data")
+        Part.of(file)
+        with opening(file, "HDF5 file"), h5py.File(file, "r") as opened:
+            find = partial(_followed, opened, h5py=h5py, most=_MOST_LINKS)
+            if name is None and imaris_volume.is_imaris(find):
+                return imaris_volume.located(path, find, level)
+        if not level:
+            return path
+        raise InputError(f"--level {level}: {path} is no pyramid; name a dataset behind a colon, e.g. {file}:/data")
+
     def open(self, path: str, axes: str | None) -> Volume:
         file, name = inside(path)
         part = Part.of(file)
@@ -57,6 +72,17 @@ class Hdf5Format:
         h5py = package(path, "an HDF5 file", "h5py", "hdf5")
         with opening(file, "HDF5 file"):
             opened = h5py.File(file, "r")
+            find = partial(_followed, opened, h5py=h5py, most=_MOST_LINKS)
+            level = imaris_volume.level_of(name) if imaris_volume.is_imaris(find) else None
+            if level is not None:
+                return imaris_volume.volume_of(
+                    path,
+                    find,
+                    level,
+                    axes,
+                    partial(_described, path, part, h5py),
+                    partial(_all_at, opened, h5py=h5py),
+                )
             data = _named(file, opened, name, h5py) if name else _only(file, opened, h5py)
             return _volume(path, part, data, axes, h5py)
 
@@ -122,7 +148,11 @@ def _followed(opened: Any, name: str, h5py: Any, most: int) -> Any:
     return item
 
 
-def _volume(path: str, part: Part, data: Any, axes: str | None, h5py: Any) -> Volume:
+def _described(path: str, part: Part, h5py: Any, data: Any) -> Hdf5Volume:
+    return _volume(path, part, data, None, h5py)
+
+
+def _volume(path: str, part: Part, data: Any, axes: str | None, h5py: Any) -> Hdf5Volume:
     attributes = _all(data)
     if data.is_virtual or data.external:
         raise InputError(f"{path} refers to data in other files; copy it into one, e.g. with h5repack")

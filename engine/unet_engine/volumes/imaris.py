@@ -4,6 +4,7 @@ and where its edges lie."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -26,6 +27,11 @@ def size_of(beside: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[int, ...
     if not all(0 < n <= m for n, m in zip(size, shape, strict=True)):
         raise ValueError(f"its image is {size} voxels, and {shape} are stored")
     return size
+
+
+def read(one: Any, data: Any, selection: Any) -> Any:
+    """What a dataset `data` holds in `selection`, read as the volume `one` of another dataset like it is."""
+    return replace(one, data=data).stored(selection)
 
 
 def placed(image: Mapping[str, Any], size: tuple[int, ...]) -> tuple[list[float], list[float], str] | None:
