@@ -480,6 +480,7 @@ def test_time_points_channels_and_levels_of_imaris(tmp_path):
     coarse = open_meant(path, None, Meant(level=1, timepoint=0))
     assert (coarse.spacing, coarse.translation) == ((2, 1, 1), (1, 0.5, 0.5))
     np.testing.assert_array_equal(coarse.read(Box.of_shape(coarse.shape)), film[0, :, :, ::2, ::2])
+    assert open_volume(f"{path}:level=1", None, Pick(timepoint=0)).shape == coarse.shape
     alone = open_volume(f"{path}:/DataSet/ResolutionLevel 0/TimePoint 2/Channel 0/Data")
     np.testing.assert_array_equal(alone.read(Box.of_shape(alone.shape))[0], film[2, 0])
     with pytest.raises(InputError, match=r"--level 2: .* has 2 levels"):

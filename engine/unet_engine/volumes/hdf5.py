@@ -52,7 +52,7 @@ class Hdf5Format:
         file, name = inside(path)
         h5py = package(path, "an HDF5 file", "h5py", "hdf5")
         if image is not None:
-            raise InputError(f"--image {brief(image)}: name a dataset of {path} behind a colon, e.g. {file}:/data")
+            raise InputError(f"--image {brief(image)}: {path} has datasets; name one behind a colon, e.g. {file}:/data")
         Part.of(file)
         with opening(file, "HDF5 file"), h5py.File(file, "r") as opened:
             find = partial(_followed, opened, h5py=h5py, most=_MOST_LINKS)
@@ -60,7 +60,9 @@ class Hdf5Format:
                 return imaris_volume.located(path, find, level)
         if not level:
             return path
-        raise InputError(f"--level {level}: {path} is no pyramid; name a dataset behind a colon, e.g. {file}:/data")
+        raise InputError(
+            f"--level {level}: {path} is no pyramid; leave --level out, or name a dataset, e.g. {file}:/data"
+        )
 
     def open(self, path: str, axes: str | None) -> Volume:
         file, name = inside(path)

@@ -29,8 +29,9 @@ _MOST = 2**16
 
 
 def level_of(name: str | None) -> int | None:
-    """Which level the path in a file is the group of, None standing for the full resolution; None for another one."""
-    found = re.fullmatch(rf"{_LEVEL}([0-9]{{1,4}})/?", name) if name else None
+    """Which level the path in a file is the group of, or is said to be (``level=1``), None standing for the full
+    resolution; None for another one."""
+    found = re.fullmatch(rf"(?:{_LEVEL}|level=)([0-9]{{1,4}})/?", name) if name else None
     return 0 if name is None else int(found[1]) if found else None
 
 
