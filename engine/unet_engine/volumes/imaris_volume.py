@@ -67,7 +67,7 @@ def volume_of(
         if one is None or one.dtype != found[0][1].dtype or size != first.stored_shape:
             what = "is missing" if one is None else f"is {times(size or ())} {one.dtype}"
             wanted = f"{times(first.stored_shape)} {first.stored_dtype}"
-            raise InputError(f"{path}: {name} {what}, and others are {wanted}; save it anew")
+            raise InputError(f"{path}: {name} {what}, and others are {wanted}; save the file again")
     lead = [(a, n) for a, n in (("t", instants), ("c", channels)) if n > 1]
     shape = (*(n for _, n in lead), *first.stored_shape)
     own = "".join(a for a, _ in lead) + first.axes
