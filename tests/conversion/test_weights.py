@@ -197,3 +197,36 @@ def test_the_command_takes_the_weights_that_are_named(tmp_path):
     factory = ["--factory", "support.networks:group", "--out", tmp_path / "n.onnx"]
     assert "name one with --weights" in cli("export", tmp_path / "w.pth", *factory).error
     assert "--weights x names none" in cli("export", tmp_path / "w.pth", *factory, "--weights", "x").error
+
+
+def floats_as(change):
+    return {name: change(value) if value.is_floating_point() else value for name, value in RIGHT.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: (t * 127).to(torch.int8), "is of int8"), (lambda t: t > 0.5, "is of bool"),
+        (lambda t: t * float("nan"), "NaN or infinity"), (lambda t: t.to("meta"), "no values"),
+        (lambda t: t.to(torch.complex64), "is of complex64"),
+    ],
+)  # fmt: skip
+def test_numbers_that_are_no_weights_are_refused(tmp_path, change, words):
+    """Without their scale quantised numbers were loaded as they are."""
+    for saved in (floats_as(change), {"state_dict": floats_as(change), "scales": {"down": torch.ones(3)}}):
+        with pytest.raises(ModelError, match=words):
+            filled(tmp_path, saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.half(), lambda t: t.bfloat16(), lambda t: t.double(),
+        lambda t: t.to_sparse() if t.dim() > 1 else t,
+        lambda t: torch.quantize_per_tensor(t, 1 / 127, 0, torch.qint8),
+    ],
+)  # fmt: skip
+def test_numbers_are_those_that_are_multiplied_with(tmp_path, change):
+    network, _ = filled(tmp_path, floats_as(change))
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, RIGHT[name], rtol=0, atol=5e-3)

@@ -32,6 +32,7 @@ from unet_export.importers.make import make  # noqa: E402
 from unet_export.importers.monai.behind import behind_of, numbers_above  # noqa: E402
 from unet_export.importers.monai.config import Config, NeedsTrust  # noqa: E402
 from unet_export.importers.monai.importer import MonaiBundle, _Reader, about_outside  # noqa: E402
+from unet_export.importers.monai.networks import decided  # noqa: E402
 from unet_export.importers.monai.objects import about_objects  # noqa: E402
 from unet_export.importers.monai.pads import about_pads  # noqa: E402
 from unet_export.importers.monai.transforms import before_of  # noqa: E402
@@ -952,3 +953,21 @@ def test_which_of_several_networks_is_meant(tmp_path, names, given, found):
             ModelError, match=r"networks liver_net, tumour_net, and none is called network_def.*--model A"
         ):
             reader._named()
+
+
+class Searched(torch.nn.Module):
+    """Asks a tensor what it is made of, as MONAI's DiNTS does."""
+
+    def __init__(self):
+        super().__init__()
+        self.node_a = torch.tensor([[0, 1]])
+
+    def forward(self, x):
+        return x + 1 if self.node_a[0][1] else x
+
+
+def test_an_architecture_that_a_tensor_tells_is_known_while_a_graph_is_made():
+    given = (torch.zeros(1),)
+    with pytest.raises(Exception, match="data-dependent"):
+        torch.export.export(Searched(), given)
+    assert torch.export.export(decided(Searched()), given).module()(*given) == 1

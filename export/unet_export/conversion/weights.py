@@ -220,7 +220,36 @@ def fill(
     made = [name for name in wanted.names if name not in given and not name.endswith(_COUNTER)]
     if made:
         tell(f"note: {weights.path} lacks the buffers {_some(made)}: those that the factory makes are kept")
-    network.load_state_dict({wanted.names[name]: tensor for name, tensor in given.items()}, strict=False)
+    state = network.state_dict()
+    network.load_state_dict(
+        {wanted.names[name]: _numbers(weights, prefix + name, state[wanted.names[name]]) for name in given},
+        strict=False,
+    )
+
+
+def _numbers(weights: Weights, path: str, own: Tensor) -> Tensor:
+    """The weights at `path` for those of the network, `own`, as they are multiplied with. Raises `ModelError` for what
+    would be loaded without a word and is not what was trained: quantised numbers without their scale, NaN, nothing."""
+    tensor = weights.tensors[path]
+    if tensor.is_meta:
+        raise ModelError(f"{weights.path}: {path} has a shape and no values (device meta); save weights from the CPU")
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    if not own.is_floating_point():
+        return tensor
+    if not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise ModelError(
+            f"{weights.path}: {path} is of {kind}, as quantised weights are, whose scale is not known here; save the weights as "
+            "they were before that, in floating point"
+        )
+    if own.dim() and path.endswith((".weight", ".bias", *_STATISTICS)) and not tensor.float().isfinite().all():
+        raise ModelError(
+            f"{weights.path}: {path} holds NaN or infinity, as of a training that failed; take another checkpoint"
+        )
+    return tensor
 
 
 class _Wanted:
@@ -330,6 +359,8 @@ def _by_its_own_rules(network: nn.Module, weights: Weights) -> bool:
     for holder in dict.fromkeys(weights.holders.values()):
         own = {p.removeprefix(holder): t for p, t in weights.tensors.items() if weights.holders[p] == holder}
         shared = _shared(list(own))
+        if any(t.is_quantized or not t.is_floating_point() for name, t in own.items() if name.endswith(".weight")):
+            continue  # numbers without their scale would be taken as they are
         state = {name.removeprefix(shared): tensor for name, tensor in own.items()}
         try:
             copy.deepcopy(network).load_state_dict(dict(state), strict=True)

@@ -378,7 +378,7 @@ class _Reader:
         finally:
             sys.path.remove(str(self.files.path))
         fill(network, read_weights(self.files.local(state)), self.wanted.weights, self.tell, "its configuration")
-        return network.float().cpu().eval()
+        return networks.decided(network.float().cpu().eval())
 
     # --- what becomes of it ---
 

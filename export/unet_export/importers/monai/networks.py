@@ -42,3 +42,17 @@ def _holds_components(value: Any) -> bool:
     if isinstance(value, Mapping):
         return "_target_" in value or any(map(_holds_components, value.values()))
     return isinstance(value, list | tuple) and any(map(_holds_components, value))
+
+
+_CODES = ("node_a", "arch_code_a")
+"""What networks that were searched for (DiNTS) say of their own architecture: tensors whose elements are asked."""
+
+
+def decided(network: Any) -> Any:
+    """The network, whose architecture is given by arrays: what tensors say is not known while a graph is made."""
+    for module in network.modules():
+        for name in _CODES:
+            code = vars(module).get(name)
+            if hasattr(code, "detach"):
+                setattr(module, name, code.detach().cpu().numpy())
+    return network
