@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zarr
 
-from support.volumes import make_volume
+from support.volumes import fake_model, identity, make_volume
 from unet_engine.endings import together
 from unet_engine.errors import InputError
 from unet_engine.paths import absolute, parts, plain, unusable
@@ -181,3 +181,16 @@ def test_sizes_without_a_place_lie_where_the_others_do(tmp_path):
     volume = open_volume(f"{sizes}+{tmp_path}/a.nii")
     assert volume.frame.origin == (9, -7, 30)
     assert any("b.zarr does not say where it lies" in note for note in volume.notes)
+
+
+def test_a_run_opens_each_file_with_its_own_axes(tmp_path):
+    """Channels last in one, first in another: told of one order for all, workers took its rows for channels."""
+    voxels = RNG.integers(0, 200, (4, 3, 3, 3)).astype("u1")
+    last = make_volume(tmp_path / "l.zarr", np.moveaxis(voxels[:3], 0, -1), axes="zyxc")
+    path = f"{last}+{make_volume(tmp_path / 'f.zarr', voxels[3:], axes='czyx')}"
+    assert np.array_equal(open_volume(path, open_volume(path).opened_by_axes).read(Box.of_shape((3, 3, 3))), voxels)
+    model = fake_model(tmp_path, channels_in=4, channels_out=4)
+    assert np.allclose(identity(path, tmp_path, model=model), voxels, atol=1e-3)
+    np.save(tmp_path / "flat.npy", voxels[0])
+    both = open_volume(f"{path}+{tmp_path}/flat.npy", "zyx")
+    assert np.array_equal(both.read(Box.of_shape((3, 3, 3))), [*voxels, voxels[0]])

@@ -93,7 +93,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
     return {
         "input": job.volume,
         "shape": list(as_stored(prepared.survey.scan).shape),
-        "axes": job.volume_axes,
+        "axes": prepared.survey.scan.axes,
         "dtype": str(prepared.survey.scan.dtype),
         "roi": str(prepared.survey.asked.shift(crop.lo) if prepared.survey.asked and crop else plan.roi),
         "out": prepared.survey.named,

@@ -116,7 +116,7 @@ class Draft:
         return Job(
             plan=plan,
             volume=survey.place,
-            volume_axes=survey.scan.axes,
+            volume_axes=survey.scan.opened_by_axes,
             pick=survey.pick,
             model=survey.model,
             backend=survey.backend,

@@ -45,6 +45,10 @@ class Volume(Protocol):
         """The axes in the order they are stored, of t, c, z, y, x, e.g. ``czyx``."""
 
     @property
+    def opened_by_axes(self) -> str:
+        """What its format is told of its axes to open it anew as it is."""
+
+    @property
     def spatial(self) -> str:
         """z, y, x as far as present."""
 
@@ -403,6 +407,10 @@ class StoredVolume(ABC):
         }
 
     # --- what follows ---
+
+    @property
+    def opened_by_axes(self) -> str:
+        return self.axes
 
     @property
     def spatial(self) -> str:

@@ -4,6 +4,7 @@ their own (``a.tif+b.tif``), and bands in arrays of their own."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -44,11 +45,15 @@ class JoinedFormat:
         return "+".join(self._located(part, image, level) for part in parts(path))
 
     def open(self, path: str, axes: str | None) -> Volume:
-        """axes: of each volume, with or without those of channels"""
+        """axes: of each volume, with or without those of channels; or those of the first, of the second and so on, with a
+        plus between"""
         paths = parts(path)
         if len({*paths}) < len(paths):
             raise InputError(f"{path} names one volume twice; name each of its channels once")
-        volumes = [self._opened(part, axes) for part in paths]
+        if axes and "+" in axes:
+            volumes = [self._as_said(part, own) for part, own in zip(paths, axes.split("+"), strict=True)]
+        else:
+            volumes = [self._opened(part, axes) for part in paths]
         _, names = together(paths)
         listed = _list(
             [f"{Path(part).name} ({name})" if name else Path(part).name for part, name in _zip(paths, names)]
@@ -56,16 +61,25 @@ class JoinedFormat:
         told = f"channels are, in this order, those of {listed}; --input-channels takes others"
         return join(path, paths, names, volumes, (told,))
 
-    def _opened(self, path: str, axes: str | None) -> StoredVolume:
-        without = axes and axes.replace("c", "")
-        try:
-            found = self._open(path, axes)
-        except InputError:
-            if without == axes:
-                raise
-            found = self._open(path, without)
+    def _as_said(self, path: str, axes: str | None) -> StoredVolume:
+        found = self._open(path, axes)
         assert isinstance(found, StoredVolume)
         return found
+
+    def _opened(self, path: str, axes: str | None) -> StoredVolume:
+        """One with channels, or without, beside others that are the other: what its file says of these counts."""
+        try:
+            return self._as_said(path, axes)
+        except InputError:
+            if not axes:
+                raise
+            with suppress(InputError):
+                found = self._as_said(path, None)
+                if found.axes.replace("c", "") == axes.replace("c", ""):
+                    return found
+            if "c" not in axes:
+                raise
+        return self._as_said(path, axes.replace("c", ""))
 
 
 def _zip(paths: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]:
@@ -178,6 +192,11 @@ class JoinedVolume(StoredVolume):
     """Read by the volumes that it is made of; those of whose channels nobody chose any are not read."""
 
     parts: tuple[StoredVolume, ...]
+
+    @property
+    def opened_by_axes(self) -> str:
+        several = len(parts(self.path)) == len(self.parts)  # else bands that lie in one place
+        return "+".join(part.axes for part in self.parts) if several else self.axes
 
     @cached_property
     def _read(self) -> tuple[tuple[StoredVolume, list[int]], ...]:

@@ -37,6 +37,10 @@ class Lens(ABC):
         return self.scan.axes
 
     @property
+    def opened_by_axes(self) -> str:
+        return self.scan.opened_by_axes
+
+    @property
     def supposed(self) -> str:
         return self.scan.supposed
 
