@@ -151,3 +151,20 @@ def test_a_region_is_computed_because_it_is_looked_at_and_a_resume_does_the_rest
     assert told["blocks"] >= 1
     assert unet_engine.run(scan, model=model, out=str(out), resume=True).complete
     np.testing.assert_array_equal(result_of(out), result_of(tmp_path / "plain.zarr"))
+
+
+def test_channels_in_files_of_their_own_are_seen_together(show, tmp_path):
+    """Three of 8 bits as red, green and blue; where two are bright, it is both."""
+    voxels = np.zeros((3, 40, 200, 200), np.uint8)
+    voxels[0, :, 20:120, 20:120], voxels[1, :, 80:180, 80:180], voxels[2, :, 20:60, 120:180] = 250, 250, 250
+    np.save(tmp_path / "s_r.npy", voxels[0])
+    other = make_volume(tmp_path / "s_g b.zarr", voxels[1:], ome="0.5", axes="czyx", chunks=(1, 8, 64, 64))
+    viewer = show(f"{tmp_path}/s_r.npy+{other}")
+    assert [(pane["kind"], pane["channels"], pane["name"]) for pane in viewer.facts["panes"]] == [("image", 3, "s.npy")]
+    wanted = {(True, False, False), (False, True, False), (False, False, True), (True, True, False)}
+    viewer.until(
+        lambda picture: wanted <= {tuple(one) for one in (picture[60:400, 20:480] > 200).reshape(-1, 3).tolist()}
+    )
+    if where := os.environ.get("PICTURE"):
+        viewer.page.screenshot(path=where)
+    viewer.close()

@@ -194,3 +194,11 @@ def test_a_run_opens_each_file_with_its_own_axes(tmp_path):
     np.save(tmp_path / "flat.npy", voxels[0])
     both = open_volume(f"{path}+{tmp_path}/flat.npy", "zyx")
     assert np.array_equal(both.read(Box.of_shape((3, 3, 3))), [*voxels, voxels[0]])
+
+
+def test_one_file_twice(tmp_path):
+    path = files(tmp_path)[0]
+    with pytest.raises(InputError, match="names one volume twice"):
+        open_volume(f"{path}+{tmp_path}/./t_a.zarr")
+    (tmp_path / "link.zarr").symlink_to(path)
+    assert any("link.zarr is" in note for note in open_volume(f"{path}+{tmp_path}/link.zarr").notes)

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from unet_engine import endings
 from unet_engine.errors import InputError, SettingsError
 from unet_engine.output.colours import colour_of
 from unet_engine.output.header import read_header
-from unet_engine.paths import plain
+from unet_engine.paths import parts, plain
 from unet_engine.plan.box import Box
 from unet_engine.postprocess.content import Content, content_of
 from unet_engine.postprocess.formats import account_of, is_one_file
@@ -101,7 +102,7 @@ def pane_of(path: str, *, axes: str | None = None, image: str | None = None, pic
     names, colours = _named(content, header, kind, volume.channels)
     told = () if kind != "labels" or header else (f"{path} is shown as labels; with --as-image {path} as an image",)
     return Pane(
-        name=name or Path(path.rstrip("/")).name or path,
+        name=name or _name_of(path),
         path=path,
         kind=kind,
         levels=Levels.of(where, volume, pick, changing=growing),
@@ -114,6 +115,11 @@ def pane_of(path: str, *, axes: str | None = None, image: str | None = None, pic
         growing=growing,
         notes=(*volume.notes, *told),
     )  # fmt: skip
+
+
+def _name_of(path: str) -> str:
+    several = parts(path)
+    return Path((endings.together(several)[0] if len(several) > 1 else path).rstrip("/")).name or path
 
 
 def _said(path: str) -> Mapping[str, Any]:

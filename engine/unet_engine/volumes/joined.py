@@ -3,6 +3,7 @@ their own (``a.tif+b.tif``), and bands in arrays of their own."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import numpy as np
 
 from unet_engine.endings import together
 from unet_engine.errors import InputError
-from unet_engine.paths import parts
+from unet_engine.paths import absolute, is_local, parts
 from unet_engine.plan.box import Box
 from unet_engine.plan.fetching import Fetching
 from unet_engine.profiling.recorder import PLAIN, Recorder
@@ -48,7 +49,7 @@ class JoinedFormat:
         """axes: of each volume, with or without those of channels; or those of the first, of the second and so on, with a
         plus between"""
         paths = parts(path)
-        if len({*paths}) < len(paths):
+        if len({*map(absolute, paths)}) < len(paths):
             raise InputError(f"{path} names one volume twice; name each of its channels once")
         if axes and "+" in axes:
             volumes = [self._as_said(part, own) for part, own in zip(paths, axes.split("+"), strict=True)]
@@ -59,7 +60,7 @@ class JoinedFormat:
             [f"{Path(part).name} ({name})" if name else Path(part).name for part, name in _zip(paths, names)]
         )
         told = f"channels are, in this order, those of {listed}; --input-channels takes others"
-        return join(path, paths, names, volumes, (told,))
+        return join(path, paths, names, volumes, (told, *_alike(paths)))
 
     def _as_said(self, path: str, axes: str | None) -> StoredVolume:
         found = self._open(path, axes)
@@ -80,6 +81,17 @@ class JoinedFormat:
             if "c" not in axes:
                 raise
         return self._as_said(path, axes.replace("c", ""))
+
+
+def _alike(paths: Sequence[str]) -> list[str]:
+    """What is told where two names lead to one place."""
+    first: dict[str, str] = {}
+    found = [first.setdefault(os.path.realpath(path) if is_local(path) else path, path) for path in paths]
+    return [
+        f"{path} is {other}, by a link: it is read as two channels"
+        for path, other in _zip(paths, found)
+        if path != other
+    ]
 
 
 def _zip(paths: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]:
