@@ -362,3 +362,22 @@ def test_a_signal_while_the_command_line_is_imported_is_told_in_a_line(number):
     assert done.returncode == 130
     assert done.stderr == "unet-engine: interrupted before anything was written; run the same command again\n"
     assert json.loads(done.stdout)["error"]["exit_code"] == 130
+
+
+LEFT_BEHIND = """
+import asyncio, sys
+from unet_engine.commands.cli import main
+loop = asyncio.new_event_loop()
+left = loop.create_task(asyncio.sleep(9))
+loop.run_until_complete(asyncio.sleep(0))
+sys.argv = ["unet-engine", "info", "none.zarr"]
+main()
+"""
+
+
+def test_the_error_is_the_last_line_whatever_is_torn_down_behind_it():
+    """As where a disk is full while several chunks are written at once."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_BEHIND], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.stderr == "unet-engine: none.zarr does not exist; give the path of a volume\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -395,6 +396,7 @@ def _required(given: dict[str, Any]) -> dict[str, Any]:
 def _fail(message: str, code: int, kind: str = "SettingsError") -> NoReturn:
     """One line for people on stderr, and with --json one for programs on stdout."""
     line = printable(" ".join(message.split()))
+    atexit.register(streams.hush)
     click.echo(f"unet-engine: {line}", err=True)
     if speaks_json(sys.argv[1:]):
         with suppress(OSError):  # nobody reads it

@@ -71,3 +71,11 @@ def unsaid() -> OSError | None:
             sys.stdout.flush()
     error = _stdout.error if _stdout else None
     return None if error is None or error.errno == errno.EPIPE else error
+
+
+def hush() -> None:
+    """The last word was said, and this process ends. Where a store failed, what else it was asked for at the same time is
+    torn down with it, which Python would tell of behind that word."""
+    sys.unraisablehook = lambda _: None
+    if asynchronous := sys.modules.get("asyncio.log"):
+        asynchronous.logger.disabled = True
