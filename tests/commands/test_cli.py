@@ -365,11 +365,13 @@ def test_a_signal_while_the_command_line_is_imported_is_told_in_a_line(number):
 
 
 LEFT_BEHIND = """
-import asyncio, sys
+import asyncio.log, atexit, sys
 from unet_engine.commands.cli import main
-loop = asyncio.new_event_loop()
-left = loop.create_task(asyncio.sleep(9))
-loop.run_until_complete(asyncio.sleep(0))
+class Left:
+    def __del__(self):
+        raise RuntimeError("Event loop is closed")
+left = Left()
+atexit.register(lambda: asyncio.log.logger.error("Task was destroyed but it is pending!"))
 sys.argv = ["unet-engine", "info", "none.zarr"]
 main()
 """
