@@ -7,13 +7,17 @@ from math import prod
 
 import numpy as np
 import pytest
+import zarr
 
 from support.command_line import cli
 from support.s3 import faulty, upload
 from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
+from unet_engine.plan.box import Box
 from unet_engine.plan.fetching import Fetching
 from unet_engine.storage.kept import CACHE, NEVER, Kept
+from unet_engine.volumes.formats import open_volume
+from unet_engine.volumes.pick import Pick
 
 pytestmark = pytest.mark.long
 
@@ -262,3 +266,53 @@ def test_when_a_chunk_is_read_is_the_number_of_a_block():
                 found[chunk].append(number)
         for chunk, numbers in found.items():
             assert [fetching.due(chunk, n) for n in range(fetching.uses(chunk))] == numbers
+
+
+BANDS = {name: np.random.default_rng(21).integers(0, 4000, (60, 72), np.uint16) for name in ("B02", "B03", "B04")}
+
+
+def scene(path):
+    root = zarr.create_group(str(path), zarr_format=3)
+    coordinates = {"y": 5e6 - 10 * np.arange(60.0), "x": 6e5 + 10 * np.arange(72.0)}
+    for name, values in (BANDS | coordinates).items():
+        names = [name] if name in coordinates else ["y", "x"]
+        root.create_array(name, data=values, chunks=(16,) * values.ndim, dimension_names=names)
+    return path
+
+
+def test_bands_that_are_not_asked_for_are_not_fetched(monkeypatch, tmp_path):
+    with faulty(monkeypatch) as (proxy, client):
+        upload(client, scene(tmp_path / "scene.zarr"), "scene.zarr")
+        volume = open_volume("s3://lab/scene.zarr", None, Pick(channels=("B04", "B02")))
+        assert (volume.spacing, volume.translation) == ((-10, 10), (5e6, 6e5))
+        volume.keep(2**20, None)
+        for box in (Box((0, 0), (40, 72)), Box((30, 0), (60, 72))):
+            np.testing.assert_array_equal(volume.read(box), [BANDS[name][box.slices()] for name in ("B04", "B02")])
+        seen = collections.Counter(one.path for one in proxy.gets("/c/") if "/B0" in one.path)
+    assert set(seen.values()) == {1}
+    assert len(seen) == 2 * 4 * 5
+    assert not any("B03" in path for path in seen)
+
+
+@pytest.mark.slow
+def test_a_run_of_some_bands_fetches_each_of_their_chunks_once(monkeypatch, tmp_path):
+    """Bands in arrays of their own: those alone that are asked for."""
+    local = scene(tmp_path / "scene.zarr")
+    model = fake_model(tmp_path, axes="yx", channels_in=2, channels_out=2)
+    with faulty(monkeypatch) as (proxy, client):
+        upload(client, local, "scene.zarr")
+        said = ("--model", model, "--output", "logits", "--input-channels", "B04,B02", "--normalize", "none")
+        planned = cli("plan", "--in", "s3://lab/scene.zarr", *said, "--json")
+        assert planned.code == 0, planned.err
+        assert planned.json["fetch_factor"] == 1.0
+        proxy.seen.clear()
+        ran = cli("run", "--in", "s3://lab/scene.zarr", *said, "--out", tmp_path / "o.zarr")
+        assert ran.code == 0, ran.err
+        seen = collections.Counter(one.path for one in proxy.gets("/c/") if "/B0" in one.path)
+    assert set(seen.values()) == {1}
+    assert len(seen) == 2 * 4 * 5
+    assert not any("B03" in path for path in seen)
+    here = cli("run", "--in", local, *said, "--out", tmp_path / "here.zarr")
+    assert here.code == 0, here.err
+    assert result_of(str(tmp_path / "o.zarr")).tobytes() == result_of(str(tmp_path / "here.zarr")).tobytes()
+    np.testing.assert_allclose(result_of(str(tmp_path / "o.zarr")), [BANDS["B04"], BANDS["B02"]], atol=1e-2)

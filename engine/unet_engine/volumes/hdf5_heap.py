@@ -14,7 +14,7 @@ from typing import Any
 _ELEMENT = struct.Struct("<IQI")
 """Length, address of the heap, and number in it."""
 _OBJECT = struct.Struct("<HH4xQ")
-_ATTRIBUTE, _CONTINUED, _SHARED = 0x0C, 0x10, 0x02
+_ATTRIBUTE, _ATTRIBUTES, _CONTINUED, _SHARED = 0x0C, 0x15, 0x10, 0x02
 _MOST_BLOCKS = 64
 """Of one object's header."""
 _LONGEST = 2**22
@@ -24,7 +24,8 @@ _NOWHERE = 2**64 - 1
 
 def is_sound(item: Any, key: str) -> bool:
     """Whether the attribute `key` of a dataset or group can be read: its elements of any length lie in a heap that is
-    whole. Where they cannot be found out, as of attributes that lie in a heap themselves, HDF5 is believed."""
+    whole. Where an attribute is neither in the object's header nor in the heap of its attributes, as where several
+    objects share one, HDF5 is believed."""
     import h5py
 
     attribute = item.attrs.get_id(key)
@@ -36,8 +37,8 @@ def is_sound(item: Any, key: str) -> bool:
         return True
     with Path(item.file.filename).open("rb") as file:
         reader = _Reader(file.fileno(), item.file.userblock_size)
-        raw = reader.attribute(h5py.h5o.get_info(item.id).addr, key.encode(), attribute.get_storage_size())
-        return raw is None or reader.holds(raw, each)
+        found = reader.attribute(h5py.h5o.get_info(item.id).addr, key.encode(), attribute.get_storage_size())
+        return found is None or (bool(found) and all(reader.holds(raw, each) for raw in found))
 
 
 def is_sound_text(data: Any) -> bool:
@@ -59,6 +60,28 @@ def _each(kind: Any, h5py: Any) -> int | None:
     if isinstance(kind, h5py.h5t.TypeVlenID):
         return int(kind.get_super().get_size())
     return None if isinstance(kind, h5py.h5t.TypeCompoundID | h5py.h5t.TypeArrayID) else 0
+
+
+def _named(data: bytes, name: bytes, length: int) -> bytes | None:
+    """What the message of an attribute holds, `length` bytes, if it is called so."""
+    if len(data) <= 9:
+        return None
+    version, (of_name, of_type, of_space) = data[0], struct.unpack_from("<3H", data, 2)
+    start = 8 + (version == 3)
+    padded = [-(-n // 8) * 8 if version == 1 else n for n in (of_name, of_type, of_space)]
+    found = data[start + sum(padded) :][:length]
+    return found if data[start : start + of_name].rstrip(b"\0") == name and len(found) == length else None
+
+
+def _all_named(block: bytes, name: bytes, length: int) -> Iterator[bytes]:
+    """The same of all messages in a block of a heap."""
+    at = block.find(name + b"\0")
+    while at >= 0:
+        for version, start in ((2, 8), (3, 9), (1, 8)):
+            message = block[max(0, at - start) :]
+            if at >= start and message[0] == version and (found := _named(message, name, length)) is not None:
+                yield found
+        at = block.find(name + b"\0", at + 1)
 
 
 class _Reader:
@@ -102,17 +125,45 @@ class _Reader:
                 found[index] = length
         return found
 
-    def attribute(self, address: int, name: bytes, length: int) -> bytes | None:
-        """What the attribute of this name holds, `length` bytes; None where it is not in the object's header."""
+    def attribute(self, address: int, name: bytes, length: int) -> list[bytes] | None:
+        """What the attribute of this name holds, `length` bytes: in the object's header, else in the heap that its
+        attributes lie in where they are many. There it is looked for by its name, and all that may be it is given; none
+        where the heap is damaged. None where the object has no such heap."""
+        heap = None
         for kind, flags, data in self._messages(address):
-            if kind == _ATTRIBUTE and not flags & _SHARED and len(data) > 8:
-                version, (of_name, of_type, of_space) = data[0], struct.unpack_from("<3H", data, 2)
-                start = 8 + (version == 3)
-                padded = [-(-n // 8) * 8 if version == 1 else n for n in (of_name, of_type, of_space)]
-                if data[start : start + of_name].rstrip(b"\0") == name:
-                    found = data[start + sum(padded) :][:length]
-                    return found if len(found) == length else None
-        return None
+            if kind == _ATTRIBUTE and not flags & _SHARED and (found := _named(data, name, length)):
+                return [found]
+            if kind == _ATTRIBUTES and len(data) >= 18:
+                (heap,) = struct.unpack_from("<Q", data, 2 + 2 * (data[1] & 1))
+        if heap in (None, _NOWHERE):
+            return None
+        return [raw for block in self._blocks(heap) for raw in _all_named(block, name, length)]
+
+    def _blocks(self, address: int) -> Iterator[bytes]:
+        """The blocks of a fractal heap: HDF5 File Format Specification 3.0, III.G."""
+        head = self._read(address, 142)
+        if head[:5] != b"FRHP\0" or len(head) < 142 or head[7:9] != bytes(2):  # such as are packed are not looked into
+            return
+        width, first, longest, bits = struct.unpack_from("<HQQH", head, 110)
+        root, rows = struct.unpack_from("<QH", head, 132)
+        if not 0 < width <= _MOST_BLOCKS or not 0 < first <= longest <= _LONGEST or bits > 64:
+            return
+        before, direct = 13 + -(-bits // 8), (longest // first).bit_length() + 1
+        left, blocks = _LONGEST, [(root, first, rows)]
+        for at, size, of_rows in blocks:
+            if at == _NOWHERE or left <= 0:
+                continue
+            count = width * of_rows
+            block = self._read(at, before + 8 * count if of_rows else size)
+            left -= len(block)
+            if not of_rows and block[:4] == b"FHDB":
+                yield block
+            if of_rows and block[:4] == b"FHIB" and len(block) == before + 8 * count:
+                for number, child in enumerate(struct.unpack_from(f"<{count}Q", block, before)):
+                    row = number // width
+                    each = first << max(0, row - 1)
+                    deeper = 0 if row < direct else max(1, (each // (first * width)).bit_length())
+                    blocks.append((child, each, deeper))
 
     def _messages(self, address: int) -> Iterator[tuple[int, int, bytes]]:
         """Kind, flags and content of what is in the header of an object."""
