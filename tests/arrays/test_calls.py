@@ -157,6 +157,27 @@ def test_spacing_is_said_or_refused(values, tmp_path):
         unet_engine.predict(values, trained, spacing=(1, 1))
 
 
+@pytest.mark.parametrize("kind", ["numpy", "part", "turned", "xarray", "zarr"])
+def test_it_is_not_written_into_what_is_read(model, kind):
+    """Blocks are written while others are read: a network with a margin was given labels of blocks before."""
+    values = np.random.default_rng(7).integers(0, 2, (2, 12, 8, 8)).astype(np.uint8)
+    given, out = values[0], values[0]
+    if kind == "part":
+        out = values.reshape(24, 8, 8)[6:18]
+    elif kind == "turned":
+        out = out[::-1]
+    elif kind == "xarray":
+        given = pytest.importorskip("xarray").DataArray(given, dims=("z", "y", "x"))
+    elif kind == "zarr":
+        given = zarr.create_array({}, shape=given.shape, dtype=given.dtype)
+        out = zarr.open_array(given.store, mode="r+")
+    before = values.copy()
+    with pytest.raises(OutputError, match="out lies where the voxels do"):
+        unet_engine.predict(given, model, out=out, progress=False)
+    np.testing.assert_array_equal(values, before)
+    unet_engine.predict(values[0], model, out=values[1], progress=False)  # beside it
+
+
 @pytest.mark.parametrize("option", [{"nodata": "-99", "outside": "9"}, {"replace_nonfinite": 7}])
 @pytest.mark.parametrize("kind", ["numpy", "dask", "xarray", "torch"])
 def test_what_is_given_is_left_as_it_was(model, kind, option):
