@@ -10,7 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from unet_engine import machine
-from unet_engine.backends.base import NO_TRIAL, Network, Setup, hand_over
+from unet_engine.backends.base import NO_TRIAL, Network, Setup, Trial, hand_over
 from unet_engine.backends.opening import Wanted, place_of
 from unet_engine.errors import BackendError
 from unet_engine.hanging import watched
@@ -188,13 +188,26 @@ class _Loaded:
     look: Look | None = None
 
 
-def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginning) -> _Loaded:
-    settings, place = survey.settings, place_of(survey.devices[0])
-    streams.check(survey)
+@dataclass(frozen=True)
+class _Looked:
+    """What is known before the network is loaded, of the back end that runs."""
+
+    survey: Survey
+    scale: Scaling
+    fingerprint: str
+    """Of the volume."""
+    trial: Trial
+    seen: Outputs
+    """Takes up what the network makes of the windows of the trial."""
+    tiling: Tiling
+
+
+def _looked(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginning) -> _Looked:
+    """Reads the samples, has another library's answer compared, and decides how the graph is rewritten by that."""
     # the samples are read before memory is measured: what reading takes once, threads and caches, belongs to the base
     fingerprint = samples.fingerprint(survey.scan)
     scale = scaling_seen(survey.scan, survey.grids, survey.model.spec)
-    about_marks(settings, survey.scan, notes)
+    about_marks(survey.settings, survey.scan, notes)
     _about_inputs(survey, scale, notes)
     seen = Outputs()
     trial = trial_of(survey, scale, seen)
@@ -210,38 +223,50 @@ def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginnin
         trial = replace(trial, ahead=ahead_of(survey, scale, tiling))
     elif ready is None:
         windows()  # read before memory is measured
-    choice = survey.choice
+    return _Looked(survey, scale, fingerprint, trial, seen, tiling)
+
+
+def _setup(looked: _Looked, ready: Ready | None) -> Setup:
+    """How the network is opened: as one is already, where that does."""
+    survey, settings, choice = looked.survey, looked.survey.settings, looked.survey.choice
     setup = Setup(
         survey.model, survey.window, survey.devices[0], choice.precision, choice.network, choice.rest,
-        place.threads(settings.threads, settings.window_threads or 1), judged=choice.judged,
+        place_of(survey.devices[0]).threads(settings.threads, settings.window_threads or 1), judged=choice.judged,
         window_threads=settings.window_threads or 1,
     )  # fmt: skip
     if settings.tiling != "auto":  # which looks with a thread for each window, as if nothing were known
-        setup = streams.as_known(survey, setup, _about(survey, tiling))
-    if ready is not None:
-        setup = streams.as_open(survey, setup, ready.wanted)
+        setup = streams.as_known(survey, setup, _about(survey, looked.tiling))
+    return streams.as_open(survey, setup, ready.wanted) if ready is not None else setup
+
+
+def _open(survey: Survey, notes: list[str], ready: Ready | None, clock: Beginning) -> _Loaded:
+    settings, place = survey.settings, place_of(survey.devices[0])
+    streams.check(survey)
+    looked = _looked(survey, notes, ready, clock)
+    survey, tiling = looked.survey, looked.tiling
+    setup = _setup(looked, ready)
     per_block = windows_per_block(survey, tiling)
     wanted = setup, per_block if place.takes_batches else 0
     if ready is not None:
         if ready.fits(survey.backend, *wanted, _about(survey, tiling)):
-            draft = Draft(survey, ready.network, scale, fingerprint)
-            return _Loaded(draft, ready.seconds, ready.base, ready, Look(survey, trial, seen))
+            draft = Draft(survey, ready.network, looked.scale, looked.fingerprint)
+            return _Loaded(draft, ready.seconds, ready.base, ready, Look(survey, looked.trial, looked.seen))
         ready.discard()
     before = machine.resident_bytes()
     smaller = None if settings.window else notes.append
-    asked = Wanted(per_block, settings.batch, smaller, trial, partial(clock.done, COMPILING))
+    asked = Wanted(per_block, settings.batch, smaller, looked.trial, partial(clock.done, COMPILING))
     with watched(settings.hang_seconds, f"{survey.model.path}: opening the network and its first windows"):
         network, seconds = place.open_fitting(survey.backend, setup, asked)
     clock.done(WARMING)
     if network.note:
         notes.append(network.note)
     try:
-        about_outputs(survey, seen, notes)
+        about_outputs(survey, looked.seen, notes)
     except BackendError:
         network.close()
         raise
     opened = Ready(survey.backend, *wanted, network, seconds)
-    return _Loaded(Draft(survey, network, scale, fingerprint), seconds, before, opened)
+    return _Loaded(Draft(survey, network, looked.scale, looked.fingerprint), seconds, before, opened)
 
 
 def _is_settled(survey: Survey) -> bool:
