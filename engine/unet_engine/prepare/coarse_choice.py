@@ -76,10 +76,9 @@ class CoarseChoice(BaseModel):
 def stored(survey: Survey) -> CoarseChoice | None:
     """The choice in the output that is to be resumed; None where there is none. Raises `ResumeError` where it was
     begun for another rate."""
-    header = survey.begun_before if survey.settings.resume else None
-    if not header or not header.get(KEY):
+    choice = survey.chosen_before(KEY, CoarseChoice)
+    if choice is None:
         return None
-    choice = CoarseChoice.model_validate(header[KEY])
     wanted = survey.settings.coarse_miss or MISS
     if choice.target != wanted:
         raise ResumeError(

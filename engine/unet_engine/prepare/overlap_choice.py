@@ -98,10 +98,9 @@ class OverlapChoice(BaseModel):
 def stored(survey: Survey) -> OverlapChoice | None:
     """The choice in the output that is to be resumed; None where there is none. Raises `ResumeError` for another
     tolerance."""
-    header = survey.begun_before if survey.settings.resume else None
-    if not header or not header.get(KEY):
+    choice = survey.chosen_before(KEY, OverlapChoice)
+    if choice is None:
         return None
-    choice = OverlapChoice.model_validate(header[KEY])
     wanted = survey.settings.overlap_tolerance or TOLERANCE
     if choice.tolerance != wanted:
         raise ResumeError(

@@ -7,9 +7,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import BaseModel
 
 from unet_engine.backends.known_models import open_known
 from unet_engine.errors import InputError, OutputError, SettingsError
@@ -54,6 +55,8 @@ from unet_engine.volumes.resampled import AnyMask, Extremes, Interpolated
 from unet_engine.volumes.resampled import on_windows_grid as on_that_grid
 from unet_engine.volumes.turn import Turn
 from unet_engine.volumes.turned import as_stored, turn_of
+
+Stored = TypeVar("Stored", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,12 @@ class Survey:
     def begun_before(self) -> Mapping[str, Any] | None:
         """What the output says of the run that began it, or made it; None where there is none."""
         return _begun(self.out, self.named)
+
+    def chosen_before(self, key: str, kind: type[Stored]) -> Stored | None:
+        """What the run that is resumed chose, as its output has it under `key`; None where none is resumed, or it did
+        not choose."""
+        header = self.begun_before if self.settings.resume else None
+        return kind.model_validate(header[key]) if header and header.get(key) else None
 
     @property
     def precision(self) -> str:

@@ -245,10 +245,9 @@ def _agreement(point: Point) -> float:
 def stored(survey: Survey) -> TilingChoice | None:
     """The choice in the output that is to be resumed; None where there is none. Raises `ResumeError` where it was
     begun with another bar."""
-    header = survey.begun_before if survey.settings.resume else None
-    if not header or not header.get(KEY):
+    choice = survey.chosen_before(KEY, TilingChoice)
+    if choice is None:
         return None
-    choice = TilingChoice.model_validate(header[KEY])
     settings = survey.settings
     if choice.tolerance != settings.tolerance or choice.truth != bool(settings.truth):
         raise ResumeError(
