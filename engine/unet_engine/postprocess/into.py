@@ -18,8 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from unet_engine.errors import OutputError, ResumeError, of_store, writing
-from unet_engine.output import output
+from unet_engine.errors import OutputError, of_store, writing
 from unet_engine.output.header import read_header
 from unet_engine.paths import absolute, is_local, root_of
 from unet_engine.postprocess import into_store
@@ -34,7 +33,7 @@ from unet_engine.postprocess.into_metadata import (
     text,
     with_names,
 )
-from unet_engine.postprocess.into_store import LABELS, StorePlace
+from unet_engine.postprocess.into_store import LABELS, StorePlace, begun_before, check_ours, of_another_run
 from unet_engine.postprocess.zarr_v2 import as_v2
 from unet_engine.storage import stores
 from unet_engine.storage.durability import Durability, exchange, put
@@ -123,21 +122,11 @@ def check(place: Place | StorePlace, *, resume: bool, overwrite: bool) -> None:
             f"{place.path} cannot be written: {image} is on another disk than {parent}, where labels are made, so that "
             "they could not be moved in at once; use --out NAME.zarr"
         )
-    _check_there(place, resume=resume, overwrite=overwrite)
-
-
-def _check_there(place: Place, *, resume: bool, overwrite: bool) -> None:
+    replaces = resume or overwrite
     if os.path.lexists(place.path):
-        if not output.is_ours(str(place.path)):
-            raise OutputError(
-                f"{place.path} exists and was not written by unet-engine: it is left alone; choose another name"
-            )
-        if not (resume or overwrite):
-            raise OutputError(f"{place.path} exists; use --overwrite to replace it, or another name")
-    if place.placing.exists() and not (resume or overwrite):
-        raise OutputError(
-            f"{place.path} was begun by an earlier run; use --resume to continue it, or --overwrite to begin again"
-        )
+        check_ours(str(place.path), replaces=replaces)
+    if place.placing.exists() and not replaces:
+        raise begun_before(str(place.path))
 
 
 def are_on_their_way(place: Place | StorePlace) -> bool:
@@ -162,9 +151,7 @@ def settled(place: Place | StorePlace, digest: str, durability: Durability) -> b
             return True
     if place.work.exists() or place.work.with_name(place.work.name + "-labels").exists():
         return False
-    raise ResumeError(
-        f"{place.path} was made by another run ({found}, now {digest}): repeat that run's settings or use --overwrite"
-    )
+    raise of_another_run(str(place.path), found, digest)
 
 
 def _run_of(path: Path) -> str | None:
@@ -180,7 +167,8 @@ def put_in(place: Place | StorePlace, durability: Durability, *, overwrite: bool
     with _alone(place), writing(str(place.path), "moving it into the image"):
         _recover(place)
         if place.work.exists():
-            _check_there(place, resume=True, overwrite=overwrite)
+            if os.path.lexists(place.path):
+                check_ours(str(place.path), replaces=True)
             if place.placing.exists():  # of another run, which was killed
                 shutil.rmtree(place.placing)
             place.work.rename(place.placing)

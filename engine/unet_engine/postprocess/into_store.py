@@ -103,22 +103,31 @@ def has_room_beside(image: str) -> bool:
 
 def check(place: StorePlace, *, resume: bool, overwrite: bool) -> None:
     """Raise `OutputError` where labels cannot be put there, or some are there that are not to be replaced."""
-    _check_there(place, resume=resume, overwrite=overwrite)
-    if not (resume or overwrite) and place.placing.content() is not None:
-        raise OutputError(
-            f"{place.path} was begun by an earlier run; use --resume to continue it, or --overwrite to begin again"
-        )
+    replaces = resume or overwrite
+    if stores.exists(place.path):
+        check_ours(place.path, replaces=replaces)
+    if not replaces and place.placing.content() is not None:
+        raise begun_before(place.path)
 
 
-def _check_there(place: StorePlace, *, resume: bool, overwrite: bool) -> None:
-    if not stores.exists(place.path):
-        return
-    if not output.is_ours(place.path):
-        raise OutputError(
-            f"{place.path} exists and was not written by unet-engine: it is left alone; choose another name"
-        )
-    if not (resume or overwrite):
-        raise OutputError(f"{place.path} exists; use --overwrite to replace it, or another name")
+def check_ours(path: str, *, replaces: bool) -> None:
+    """Raise `OutputError` where labels that are at `path` are not ours, or were not said to be replaced."""
+    if not output.is_ours(path):
+        raise OutputError(f"{path} exists and was not written by unet-engine: it is left alone; choose another name")
+    if not replaces:
+        raise OutputError(f"{path} exists; use --overwrite to replace it, or another name")
+
+
+def begun_before(path: str) -> OutputError:
+    return OutputError(
+        f"{path} was begun by an earlier run; use --resume to continue it, or --overwrite to begin again"
+    )
+
+
+def of_another_run(path: str, found: str | None, digest: str) -> ResumeError:
+    return ResumeError(
+        f"{path} was made by another run ({found}, now {digest}): repeat that run's settings or use --overwrite"
+    )
 
 
 def settled(place: StorePlace, digest: str) -> bool:
@@ -134,9 +143,7 @@ def settled(place: StorePlace, digest: str) -> bool:
         return True
     if found is None or stores.exists(place.work) or stores.exists(place.unnumbered):
         return False
-    raise ResumeError(
-        f"{place.path} was made by another run ({found}, now {digest}): repeat that run's settings or use --overwrite"
-    )
+    raise of_another_run(place.path, found, digest)
 
 
 def _run_of(path: str) -> str | None:
@@ -162,8 +169,9 @@ def put_in(place: StorePlace, *, overwrite: bool) -> None:
 def _make_room(place: StorePlace, run: str, *, overwrite: bool) -> None:
     """Have nothing lie there any more, and the object beside the image say that what comes is ours."""
     begun, there = place.placing.content() is not None, stores.exists(place.path)
-    _check_there(place, resume=begun, overwrite=overwrite)
-    if not begun and not there:
+    if there:
+        check_ours(place.path, replaces=begun or overwrite)
+    elif not begun:
         check_empty(place.at(place.path))
     place.placing.replace(run.encode())
     _unlist(place)
