@@ -191,7 +191,7 @@ def same(device: Device, order: Order) -> bool:
     reference.labels(logits, labels, above=None)
     held = []
     for wanted, kind in ((labels, "labels"), (logits, "logits")):
-        number = len(arrays._memory)
+        number = arrays.count
         arrays.run(scene.finished(arrays.put(np.zeros_like(wanted)), kind))
         held.append(arrays.get(number).tobytes() == wanted.tobytes())
     arrays.close()

@@ -33,6 +33,11 @@ class Arrays:
         self.stream = self.device.stream("kernels")
         self._memory: list[tuple[Any, Any]] = []
 
+    @property
+    def count(self) -> int:
+        """Arrays that were put there: the number of the next one."""
+        return len(self._memory)
+
     def put(self, array: np.ndarray) -> Any:
         """A copy of `array` on the device, C-contiguous."""
         from unet_engine.devices.base import host_array
@@ -228,7 +233,7 @@ def _commit_once(device: Device, rng: Any, classes: int) -> list[str]:
             reference.logits(expected, wanted)
         else:
             reference.probabilities(expected, wanted, activation)
-        number = len(arrays._memory)
+        number = arrays.count
         out, flag = arrays.put(np.zeros_like(wanted)), arrays.put(np.zeros(1, np.int32))
         given_commit = (on, out, kind, activation, [halo], [[1, 2, 3]], flag)
         arrays.run(partial(_commit, device.kernels, given_commit))

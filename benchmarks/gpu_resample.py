@@ -110,7 +110,7 @@ def same(device: Device, order: Order) -> bool:
     """Whether the device's voxels are the host's."""
     scene = Scene(device, 10, order)
     wanted = scene.expected()
-    number, out = len(scene.arrays._memory), scene.arrays.put(np.zeros_like(wanted))
+    number, out = scene.arrays.count, scene.arrays.put(np.zeros_like(wanted))
     scene.arrays.run(lambda stream: scene.make(out, stream))
     held = scene.arrays.get(number).tobytes() == wanted.tobytes()
     scene.arrays.close()

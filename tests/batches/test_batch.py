@@ -112,9 +112,9 @@ def test_memory_is_that_of_both_plans(scans, model):
     relay = Relay()
     legs = [relay.leg(), relay.leg()]
     for leg, needs in zip(legs, (60, 50), strict=True):
-        leg._own, leg._needs = type("Own", (), {"base": 100, "budget": 209})(), needs
+        leg._own, leg.needs = type("Own", (), {"base": 100, "budget": 209})(), needs
     assert not Leg._fits(legs[1])
-    legs[0]._needs = 59
+    legs[0].needs = 59
     assert Leg._fits(legs[1])
 
 

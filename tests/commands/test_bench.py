@@ -22,7 +22,7 @@ from support.paths import BENCHMARKS
 from support.volumes import fake_model, make_volume
 from unet_engine.backends.libraries import library, record
 from unet_engine.commands.bench import offer, peak
-from unet_engine.commands.bench.command import Request, _own
+from unet_engine.commands.bench.command import Request, own_subject
 from unet_engine.commands.bench.meter import Meter, machine_limits
 from unet_engine.commands.bench.offer import Wanted, allowed, runnable, setup_of, space_of
 from unet_engine.commands.bench.page import page
@@ -392,8 +392,8 @@ def test_the_output_that_is_meant_is_measured_and_is_in_the_command(ramp, tmp_pa
     onnx.save(model, tmp_path / "two.onnx")
     request = Request(str(tmp_path / "two.onnx"), ramp[1], ignore_spacing=True)
     with pytest.raises(UnetEngineError, match="--head"):
-        _own(request, print)
-    subject = _own(replace(request, head="two"), print)
+        own_subject(request, print)
+    subject = own_subject(replace(request, head="two"), print)
     assert subject.model.rewriting.output == "two"
     assert subject.options[subject.options.index("--head") + 1] == "two"
 
@@ -407,7 +407,7 @@ def test_a_scan_of_another_spacing_is_counted_on_the_networks_grid_and_run_on_it
     )  # fmt: skip
     spec = {"spacing": [2.0, 0.5, 1.0], "spacing_unit": "millimeter", "resampling": {}, "mirror_axes": "yx"}
     models = [fake_model(tmp_path, name=name, **spec) for name in "ab"]
-    subject = _own(Request(",".join(models), volume), print)
+    subject = own_subject(Request(",".join(models), volume), print)
     assert subject.volume.shape == (12, 80, 48)
     where = Field.of(subject.model, subject.volume.shape, 0.5, None, subject.scan.shape)
     assert where.calls == 8

@@ -18,7 +18,7 @@ import zarr
 import unet_engine
 from support.brute_force import Array, Tiling, labels, probabilities, stitched
 from support.volumes import fake_model
-from unet_engine.backends.fake import FakeBackend, FakeDevice, _values
+from unet_engine.backends.fake import FakeBackend, FakeDevice, values_of
 
 CASES = int(os.environ.get("GEOMETRIES", "100"))
 AT_ONCE = 20
@@ -140,7 +140,7 @@ def _on_host(self: FakeBackend, slot: int) -> Array:
 
 def _on_device(self: FakeDevice, stream: int) -> None:
     spec = self.setup.model.spec
-    for item, result in zip(_values(self.input), _values(self.output), strict=True):
+    for item, result in zip(values_of(self.input), values_of(self.output), strict=True):
         result[...] = network(item, spec.channels_out, spec.margin)
 
 

@@ -304,14 +304,14 @@ def test_chunks_are_counted_from_the_end_that_the_output_begins_at():
 def test_bench_and_quantize_look_at_what_a_run_looks_at(both, tmp_path):
     """They took all of the scan, so a z-score of another mean, and windows of nothing."""
     from support.graphs import graph, node
-    from unet_engine.commands.bench.command import Request, _own
+    from unet_engine.commands.bench.command import Request, own_subject
     from unet_export.quantize.judging import Request as Judged
     from unet_export.quantize.quantize import _opened
 
     box = open_volume(both[1])
     for crop in ("nonzero", -9.0):
         net = model(tmp_path, crop=crop, channels_out=1, activation="sigmoid")
-        found = _own(Request(net, both[0]), lambda _: None).volume
+        found = own_subject(Request(net, both[0]), lambda _: None).volume
         inside = box.shape if crop == "nonzero" else SHAPE
         assert found.shape == inside
         onnx = graph(tmp_path / "net.onnx", [node("Relu", "x", "y")], shape=[1, 1, 8, 8, 8], spec=open_model(net).spec)

@@ -20,7 +20,7 @@ from support.stations import run_by_a_station
 from support.stitching import cases
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.base import Setup
-from unet_engine.backends.fake import FakeBackend, FakeDevice, _values
+from unet_engine.backends.fake import FakeBackend, FakeDevice, values_of
 from unet_engine.backends.opening import as_host, open_network
 from unet_engine.errors import ModelError, ResumeError, SettingsError
 from unet_engine.model.file import ModelFile, open_model
@@ -53,7 +53,7 @@ def _networks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def on_device(self: FakeDevice, stream: int) -> None:
         spec = self.setup.model.spec
-        for item, result in zip(_values(self.input), _values(self.output), strict=True):
+        for item, result in zip(values_of(self.input), values_of(self.output), strict=True):
             result[...] = network(item, spec.channels_out, spec.margin, name_of(self.setup.model))
 
     monkeypatch.setattr(FakeBackend, "_run", on_host)

@@ -174,5 +174,5 @@ def test_they_take_it_when_told_to(tmp_path, tiny_onnx, monkeypatch):
     assert "trained on" not in said.error
     from unet_engine.commands.bench import command
 
-    subject = command._own(BenchRequest(model, path, ignore_spacing=True), lambda line: None)
+    subject = command.own_subject(BenchRequest(model, path, ignore_spacing=True), lambda line: None)
     assert "--ignore-spacing" in subject.options

@@ -45,7 +45,7 @@ def test_all_of_it(collection):
 
 def test_bench_measures_and_offers_what_is_meant(collection, tmp_path):
     model = fake_model(tmp_path, axes="yx", channels_in=1, channels_out=1, window=(8, 8))
-    subject = bench._own(bench.Request(model, collection, meant=MEANT), lambda _: None)
+    subject = bench.own_subject(bench.Request(model, collection, meant=MEANT), lambda _: None)
     assert subject.volume.shape == (20, 20)
     assert " ".join(MEANT.options) in " ".join(subject.options)
     with pytest.raises(SettingsError, match="--image"):

@@ -109,7 +109,7 @@ class FakeDevice(DeviceBackend):
             )
         if 0 < self._room < self.setup.batch:
             raise BackendError(f"out of memory: the fake device has memory for {self._room} windows at once")
-        spec, source, target = self.setup.model.spec, _values(self.input), _values(self.output)
+        spec, source, target = self.setup.model.spec, values_of(self.input), values_of(self.output)
         inside = tuple(slice(m, n - m) for m, n in zip(spec.margin, self.setup.window, strict=True))
         for k in range(spec.channels_out):
             target[:, k] = source[:, k % spec.channels_in][(slice(None), *inside)]
@@ -120,6 +120,7 @@ class FakeDevice(DeviceBackend):
             self.device.free(memory)
 
 
-def _values(tensor: DeviceTensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def values_of(tensor: DeviceTensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """What the tensor holds in memory of the simulated device, float32, of its shape; a view, which may be written."""
     flat = host_array(tensor.region.memory)[: tensor.region.size].view(np.float32)
     return flat.reshape(tensor.shape)

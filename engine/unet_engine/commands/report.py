@@ -154,7 +154,7 @@ def _rates(reading: Reading | None) -> dict[str, Any] | None:
     }
 
 
-def _on_device(prepared: Prepared) -> list[tuple[str, str]]:
+def device_lines(prepared: Prepared) -> list[tuple[str, str]]:
     """What a GPU needs: its memory, and voxels fast enough."""
     memory, rates = prepared.device_memory, prepared.reading
     if memory is None or rates is None:
@@ -223,7 +223,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         ("write", f"{size(f['bytes_written'])} of {f['output_dtype']} {f['output']} to {f['out']}"),
         ("memory", f"{size(m.total)} of {size(prepared.budget)}: network {size(m.base)}, raw {size(m.raw)}, "
                    f"sums {size(m.sums)}, halos {size(m.halos)}, writing {size(m.commit)}"),
-        *_on_device(prepared),
+        *device_lines(prepared),
         ("time", f"about {span(f['seconds'])} ({prepared.seconds_per_window * 1000:.1f} ms a window, just measured)"),
         ("digest", plan.digest),
     ]  # fmt: skip

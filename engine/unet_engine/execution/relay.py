@@ -79,7 +79,7 @@ class Leg:
         self.begun = self.holds = False
         """Whether it has the network, or had it; whether it has it."""
         self._own: Ready | None = None
-        self._needs = 0
+        self.needs = 0
         """Bytes of its plan, beside those of the process and the network."""
         self._workers: Sequence[Worker] = ()
         self._look: Callable[[Network], None] = lambda _: None
@@ -101,7 +101,7 @@ class Leg:
         ready = self._relay.ready
         if ready is None or not ready.budget:
             return 2**62
-        return max(0, ready.budget - ready.base - sum(leg._needs for leg in self._relay.legs))
+        return max(0, ready.budget - ready.base - sum(leg.needs for leg in self._relay.legs))
 
     def discard(self) -> None:
         """Close the network that is loaded, once no other volume is under way."""
@@ -123,9 +123,9 @@ class Leg:
         this volume's, `leave` before it is so no more."""
         self._own, self._workers, self._look, self._leave = prepared.ready, workers, look, leave
         assert self._own is not None
-        self._needs = prepared.job.plan.memory.total - self._own.base
+        self.needs = prepared.job.plan.memory.total - self._own.base
         if prepared.survey.objects:  # finding them takes all the memory that there is
-            self._needs = self._own.budget
+            self.needs = self._own.budget
         with self._relay.changed:
             if prepared.look is None:  # it was loaded for this volume
                 self._relay.ready, self._relay.loads = self._own, self._relay.loads + 1
@@ -143,7 +143,7 @@ class Leg:
 
     def _fits(self) -> bool:
         assert self._own is not None
-        return self._own.base + sum(leg._needs for leg in self._relay.legs) <= self._own.budget
+        return self._own.base + sum(leg.needs for leg in self._relay.legs) <= self._own.budget
 
     def _heeding(self, work: Iterator[T]) -> Iterator[T]:
         for item in work:

@@ -488,11 +488,12 @@ class StoredVolume(ABC):
 
     def _selection(self, box: Box) -> Selection:
         spans = dict(zip(self.spatial, box.slices(), strict=True))
-        whole = {"c": self._channel_span, "t": slice(self.time, self.time + 1)}
+        whole = {"c": self.channel_span, "t": slice(self.time, self.time + 1)}
         return tuple(spans[a] if a in spans else whole[a] for a in self.axes)
 
     @property
-    def _channel_span(self) -> slice:
+    def channel_span(self) -> slice:
+        """Of the stored channels, from the first that is chosen to the last."""
         return slice(None) if self.chosen is None else slice(min(self.chosen), max(self.chosen) + 1)
 
     def _oriented(self, stored: Array) -> Array:

@@ -317,7 +317,7 @@ def _stored(part: StoredVolume, selection: Selection) -> Array:
     if "c" not in part.axes:
         return part.stored(selection)
     at = part.axes.index("c")
-    found = part.stored((*selection[:at], part._channel_span, *selection[at:]))
+    found = part.stored((*selection[:at], part.channel_span, *selection[at:]))
     squeezed: Array = np.squeeze(found, axis=at)
     return squeezed
 

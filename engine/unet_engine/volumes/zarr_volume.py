@@ -558,7 +558,7 @@ class ZarrVolume(StoredVolume):
         channels, time = range(1), 0
         if "c" in self.axes:
             at = self.axes.index("c")
-            first, stop, _ = self._channel_span.indices(self.stored_shape[at])
+            first, stop, _ = self.channel_span.indices(self.stored_shape[at])
             channels = range(first // units[at], -(-stop // units[at]))
         if "t" in self.axes:
             time = self.time // units[self.axes.index("t")]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import unet_engine
 from support.devices import alone_and_by_a_station, prepared, worked
 from support.volumes import fake_model, make_volume, result_of
-from unet_engine.commands.report import _on_device
+from unet_engine.commands.report import device_lines
 from unet_engine.plan.device_grid import GridPasses, grid_passes
 from unet_engine.plan.device_memory import device_memory
 from unet_engine.plan.memory import Sizes
@@ -137,7 +137,7 @@ def test_memory_is_planned_and_halos_stay_on_the_device(
     predicted = replace(device_memory(plan, sizes, network), kept=sum(found.job.shelves))
     assert predicted.kept == found.device_memory.kept > 0
     assert predicted.grid == found.device_memory.grid > 0
-    assert f"the grid of the output {size(predicted.grid)}" in dict(_on_device(found))["device"]
+    assert f"the grid of the output {size(predicted.grid)}" in dict(device_lines(found))["device"]
     assert predicted.total >= device.peak
     assert predicted.total - device.peak < 4096, "only what is rounded up"
     assert ("up", "copy") not in device.order, "halos stay there"

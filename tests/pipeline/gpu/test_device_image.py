@@ -17,7 +17,7 @@ import unet_engine
 from support.devices import alone_and_by_a_station, prepared, worked
 from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
-from unet_engine.commands.report import _on_device
+from unet_engine.commands.report import device_lines
 from unet_engine.pipeline.gpu.pipeline import DevicePipeline
 from unet_engine.pipeline.worker import Worker
 from unet_engine.plan.box import Box
@@ -240,7 +240,7 @@ def test_memory_is_planned_and_the_scan_goes_over_in_its_own_type(
     sizes = Sizes(4, 4 * 2, found.job.layout.voxel_bytes, scan=2)
     predicted = replace(device_memory(plan, sizes, network), kept=sum(found.job.shelves))
     assert predicted.image == found.device_memory.image > 0
-    assert f"the grid of the network {size(predicted.image)}" in dict(_on_device(found))["device"]
+    assert f"the grid of the network {size(predicted.image)}" in dict(device_lines(found))["device"]
     assert predicted.total >= device.peak
     assert predicted.total - device.peak < 8192, "only what is rounded up, and figures that are not needed"
     tasks = [task for column in plan.columns() for task in plan.tasks(column, lambda _: True)]

@@ -87,7 +87,7 @@ def bench(request: Request, tell: Tell) -> dict[str, Any]:
     for demo in demos:  # what makes no sense is said before anything is made
         space_of(demo.model, _field(demo.model, demo.mirrored, request), request.wanted)
     with tempfile.TemporaryDirectory(prefix="unet-engine-bench-") as folder:
-        subjects = [demo.subject(Path(folder), request, tell) for demo in demos] or [_own(request, tell)]
+        subjects = [demo.subject(Path(folder), request, tell) for demo in demos] or [own_subject(request, tell)]
         asked = time.perf_counter()
         before = [_limits(device, subjects, request, tell) for device in devices(request.wanted)]
         left = request.seconds - (time.perf_counter() - begun) - (time.perf_counter() - asked)
@@ -118,7 +118,7 @@ def _tilings(request: Request, tell: Tell) -> dict[str, Any]:
     )
 
 
-def _own(request: Request, tell: Tell) -> Subject:
+def own_subject(request: Request, tell: Tell) -> Subject:
     """The user's model and volume."""
     assert request.model is not None
     assert request.input is not None
