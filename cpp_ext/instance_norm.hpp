@@ -1,11 +1,12 @@
 // InstanceNorm with LeakyReLU on batches whose channels lie last: the mean and variance of each channel of each window
 // in one pass, normalising and the activation in a second, which may write into a slice of a larger batch (what is
-// concatenated); and putting what is not normalised there. `launch_cuda.cu` launches these bodies over a grid, `launch_loop.cpp` runs the same in loops.
+// concatenated); and putting what is not normalised there. `launch_cuda.cu` launches these bodies over a grid,
+// `launch_loop.cpp` runs the same in loops.
 //
 // A block has kNormThreads threads: `groups` of channels that one load takes, next to one another, times `lanes` of
 // voxels. It takes `lanes * span` voxels, each thread every lanes-th of them. Sums of squares are taken from the
-// thread's first voxel in float32 and added up in float64, always in the same order, so that neither a large mean nor the
-// device decides the bits.
+// thread's first voxel in float32 and added up in float64, always in the same order, so that neither a large mean nor
+// the device decides the bits.
 #pragma once
 
 #include <algorithm>
@@ -83,12 +84,15 @@ struct PutBody {
     }
   }
 
-  // Writes what `made` makes of the voxels of a thread.
-  template <typename Made>
-  HALO_FN void each(index_t n, index_t chunk, index_t group, index_t lane, const Made& made) const {
-    const index_t first = begin(chunk, lane), voxels = count(first);
+  HALO_FN const T* source(index_t n, index_t voxel, index_t group) const {
+    return in.data + n * in.stride_n + voxel * in.pitch + group * V;
+  }
+
+  // Gives `take` the number and the channels of each of a thread's `voxels` voxels, kNormTogether loads ahead.
+  template <typename Take>
+  HALO_FN void each(index_t n, index_t first, index_t voxels, index_t group, const Take& take) const {
     const index_t step = grid.lanes * in.pitch;
-    const T* from = in.data + n * in.stride_n + first * in.pitch + group * V;
+    const T* from = source(n, first, group);
     index_t i = 0;
     for (; i + kNormTogether <= voxels; i += kNormTogether) {
       Pack read[kNormTogether];
@@ -96,16 +100,15 @@ struct PutBody {
       for (int j = 0; j < kNormTogether; ++j) read[j] = load(from + j * step);
       from += kNormTogether * step;
       HALO_UNROLL
-      for (int j = 0; j < kNormTogether; ++j) store(n, first + (i + j) * grid.lanes, group, made(read[j]));
+      for (int j = 0; j < kNormTogether; ++j) take(first + (i + j) * grid.lanes, read[j]);
     }
-    for (; i < voxels; ++i, from += step) store(n, first + i * grid.lanes, group, made(load(from)));
+    for (; i < voxels; ++i, from += step) take(first + i * grid.lanes, load(from));
   }
 
-  struct AsItIs {
-    HALO_FN const Pack& operator()(const Pack& read) const { return read; }
-  };
-
-  HALO_FN void put(index_t n, index_t chunk, index_t group, index_t lane) const { each(n, chunk, group, lane, AsItIs{}); }
+  HALO_FN void put(index_t n, index_t chunk, index_t group, index_t lane) const {
+    const index_t first = begin(chunk, lane);
+    each(n, first, count(first), group, [&](index_t voxel, const Pack& read) { store(n, voxel, group, read); });
+  }
 };
 
 template <typename T, int V>
@@ -128,25 +131,14 @@ struct NormBody : PutBody<T, V> {
     HALO_UNROLL
     for (int c = 0; c < V; ++c) sum[c] = square[c] = 0.0;
     if (voxels == 0) return;
-    const T* from = in.data + n * in.stride_n + first * in.pitch + group * V;
-    const index_t step = grid.lanes * in.pitch;
     float origin[V], s[V], q[V];
-    const Pack at_first = load(from);
+    const Pack at_first = load(this->source(n, first, group));
     HALO_UNROLL
     for (int c = 0; c < V; ++c) {
       origin[c] = to_float(at_first.of[c]);
       s[c] = q[c] = 0.0f;
     }
-    index_t i = 0;
-    for (; i + kNormTogether <= voxels; i += kNormTogether) {
-      Pack read[kNormTogether];
-      HALO_UNROLL
-      for (int j = 0; j < kNormTogether; ++j) read[j] = load(from + j * step);
-      from += kNormTogether * step;
-      HALO_UNROLL
-      for (int j = 0; j < kNormTogether; ++j) add_voxel(read[j], origin, s, q);
-    }
-    for (; i < voxels; ++i, from += step) add_voxel(load(from), origin, s, q);
+    this->each(n, first, voxels, group, [&](index_t, const Pack& read) { add_voxel(read, origin, s, q); });
     const double number = static_cast<double>(voxels);
     HALO_UNROLL
     for (int c = 0; c < V; ++c) {
@@ -208,7 +200,8 @@ struct NormBody : PutBody<T, V> {
 
   // Normalises the voxels of a thread.
   HALO_FN void apply(index_t n, index_t chunk, index_t group, index_t lane) const {
-    if (count(begin(chunk, lane)) == 0) return;
+    const index_t first = begin(chunk, lane), voxels = count(first);
+    if (voxels == 0) return;
     const float* const given = coefficients + n * 3 * grid.channels + group * V;
     Normal normal;
     normal.slope = slope;
@@ -218,7 +211,8 @@ struct NormBody : PutBody<T, V> {
       normal.scale[c] = given[grid.channels + c];
       normal.shift[c] = given[2 * grid.channels + c];
     }
-    this->each(n, chunk, group, lane, normal);
+    const auto make = [&](index_t voxel, const Pack& read) { this->store(n, voxel, group, normal(read)); };
+    this->each(n, first, voxels, group, make);
   }
 };
 
