@@ -13,7 +13,11 @@ from support.s3 import faulty
 from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from support.web_server import WebServer
+from unet_engine.commands.report import plan_facts, plan_lines
 from unet_engine.errors import InputError, OutputError
+from unet_engine.prepare.prepare import prepare
+from unet_engine.prepare.survey import survey
+from unet_engine.settings import Settings
 from unet_engine.storage import patience, stores
 from unet_engine.storage.remote import located
 from unet_engine.volumes.formats import open_volume
@@ -279,3 +283,14 @@ def test_an_archive_is_no_place_to_write_to(tmp_path):
     assert said.code in (2, 8), said.err
     assert json.dumps(said.error).count("unet-engine") <= 2
     assert stores.store_of("s3://lab/o.zip/0").recognises("s3://lab/o.zip/0")
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_workers_of_a_cluster_fetch_each_for_itself_and_the_plan_says_so(tmp_path, workers):
+    make_volume(str(tmp_path / "files/scan.zarr"), IMAGE, chunks=(6, 8, 9))
+    with WebServer(tmp_path / "files") as server:
+        settings = Settings.of(input=f"{server.url}/scan.zarr", model=fake_model(tmp_path), output="logits")
+        prepared = prepare(survey(settings), workers)
+    facts = plan_facts(prepared)
+    assert (facts["fetch_factor"], facts["fetch_processes"]) == (1.0, workers or 1)
+    assert ("by each worker that reads it" in dict(plan_lines(prepared))["fetch"]) == bool(workers)
