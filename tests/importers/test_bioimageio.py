@@ -573,3 +573,18 @@ def test_graphs_that_ask_for_values_of_a_window_are_told_and_those_that_draw_ref
         return
     BioimageIO().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), told.append)
     assert "its If asks for values of the window" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda said: said.update(run_mode={"name": "tta", "kwargs": {}}), "run_mode tta"),
+        (lambda said: said["inputs"][0].update(output_of="denoiser"), "the model denoiser gives"),
+    ],
+)
+def test_what_is_done_around_the_network_is_refused(tmp_path, change, words):
+    folder, _, _ = small(tmp_path / "pkg")
+    said = yaml.safe_load((folder / "rdf.yaml").read_text())
+    change(said)
+    (folder / "rdf.yaml").write_text(yaml.safe_dump(said))
+    assert words in refusal(folder)

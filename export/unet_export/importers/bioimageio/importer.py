@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,10 @@ def _read(files: Files, said: Description, wanted: Wanted, tell: Tell) -> Import
 
 def _check_outputs(said: Description, behind: processing.Behind, wanted: Wanted) -> None:
     """Raise `ModelError` where some of what follows the network is not done here and outputs would be others."""
-    if behind.other and not wanted.uncertified:
+    others = (*_around(said), *behind.other)
+    if others and not wanted.uncertified:
         raise ModelError(
-            f"{said.path}: its outputs would be others, as not all of it is done here: {'; '.join(behind.other)}; run it "
+            f"{said.path}: its outputs would be others, as not all of it is done here: {'; '.join(others)}; run it "
             "with bioimageio.core, or import it without that: unet-engine import --uncertified"
         )
 
@@ -112,6 +113,17 @@ def _tolerance(said: Description, behind: processing.Behind, samples: Sequence[S
     relative, absolute = said.tolerance or (1e-3, 1e-3)
     whole = behind.threshold is None and any(s.expected.dtype.kind in "iu" and s.expected.max() > 1 for s in samples)
     return relative, max(absolute, 1.0) if whole else absolute
+
+
+def _around(said: Description) -> tuple[str, ...]:
+    """What is done around the network that no part of its description says, so that outputs are others."""
+    mode, found = said.said.get("run_mode"), list[str]()
+    if isinstance(mode, Mapping):
+        found.append(f"run_mode {mode.get('name')}: it is a way of its own to run the network")
+    for given in said.said.get("inputs") or ():
+        if isinstance(given, Mapping) and given.get("output_of"):
+            found.append(f"{given.get('id')} is what the model {given['output_of']} gives, and no image")
+    return tuple(found)
 
 
 def _one_input(said: Description) -> Tensor:
@@ -321,5 +333,5 @@ def _credit(said: Description, behind: processing.Behind) -> Credit:
         licence=said.licence,
         authors=said.authors,
         citation=said.citation,
-        left_out=(*behind.other, *behind.left_out),
+        left_out=(*_around(said), *behind.other, *behind.left_out),
     )
