@@ -113,3 +113,13 @@ def test_reports_of_other_commands_stay_out_too(data, tiny_onnx):
     said = cli("bench", "--in", data / "scan.zarr", "--model", tiny_onnx, "--html", inside)
     assert said.code == SettingsError.exit_code
     assert tree(data) == before
+
+
+def test_a_folder_that_takes_no_files_is_refused_before_a_network_is_loaded(tmp_path, monkeypatch):
+    """Root may write everywhere, so the system's answer is made up."""
+    scan = make_volume(tmp_path / "scan.zarr", np.ones((8, 8, 8), np.float32))
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path))
+    said = cli("run", "--in", scan, "--model", fake_model(tmp_path, fail_at=1), "--out", tmp_path / "a/b.zarr")
+    assert said.code == 8
+    assert f"{tmp_path} takes no files of yours; choose another --out" in said.error
+    assert not (tmp_path / "a").exists()

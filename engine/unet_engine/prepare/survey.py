@@ -3,10 +3,12 @@ refusals come from."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +21,7 @@ from unet_engine.model.spec import ModelSpec
 from unet_engine.model.verdict import difference
 from unet_engine.output import output
 from unet_engine.output.header import read_header
+from unet_engine.paths import is_local
 from unet_engine.pipeline.reduction import Kind
 from unet_engine.plan.box import Box
 from unet_engine.plan.resampling import AxisResampling
@@ -326,7 +329,10 @@ def check_output(survey: Survey) -> None:
         check_objects(survey.named, resume=settings.resume, overwrite=settings.overwrite)
     elif survey.named != survey.out:
         check_named(survey.named, resume=settings.resume, overwrite=settings.overwrite)
-    if settings.resume or settings.overwrite or not stores.exists(survey.out):
+    if not stores.exists(survey.out):
+        check_place(survey.named)
+        return
+    if settings.resume or settings.overwrite:
         return
     if survey.named != survey.out:
         raise OutputError(
@@ -336,6 +342,15 @@ def check_output(survey: Survey) -> None:
     if not output.is_ours(survey.out):
         raise OutputError(f"{survey.out} exists and is not an output of unet-engine; choose another --out")
     raise OutputError(f"{survey.out} exists; use --resume to continue it, --overwrite to replace it, or another --out")
+
+
+def check_place(named: str) -> None:
+    """Refuse an output whose folder takes none, before anything is read or loaded. Raises `OutputError`."""
+    if not is_local(named):
+        return
+    folder = next(path for path in Path(named).absolute().parents if path.exists())
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{named} cannot be written: {folder} takes no files of yours; choose another --out")
 
 
 def check_objects(named: str, *, resume: bool, overwrite: bool) -> None:
