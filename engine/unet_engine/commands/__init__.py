@@ -1,1 +1,1 @@
-"""The command line, and what people see: run, plan, info, doctor, demo, bench."""
+"""The command line, and what people see."""
