@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from support.volumes import fake_model, make_volume
+from unet_engine.backends import second_opinion
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.model.spec import ModelSpec
 from unet_engine.settings_files import CONFIG
@@ -56,6 +57,19 @@ def asking(tmp_path, monkeypatch):
     folder.mkdir(mode=0o700)
     monkeypatch.setenv("UNET_ENGINE_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def proved(monkeypatch):
+    """What is asked of a process of its own is asked here: it would be started for every model. The setups that were."""
+    asked = []
+
+    def found(setup, library, other, window):
+        asked.append(setup)
+        return second_opinion.compare(setup, library, other, window), True
+
+    monkeypatch.setattr(second_opinion, "_found", found)
+    return asked
 
 
 @pytest.fixture

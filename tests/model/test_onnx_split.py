@@ -12,7 +12,6 @@ from onnx.reference import ReferenceEvaluator
 import unet_engine
 from support.graphs import graph, node
 from support.volumes import fake_model, make_volume
-from unet_engine.backends import second_opinion
 from unet_engine.errors import BackendError, SettingsError
 from unet_engine.model import onnx_network
 from unet_engine.model.file import open_model
@@ -68,19 +67,6 @@ def test_others_are_left_as_they_are(tmp_path, nodes):
     before = [helper.printable_node(one) for one in model.graph.node]
     assert split(model) == 0
     assert [helper.printable_node(one) for one in model.graph.node] == before
-
-
-@pytest.fixture
-def proved(monkeypatch):
-    """Asked here, and not in a process of its own."""
-    asked = []
-
-    def found(setup, library, other, window):
-        asked.append(setup)
-        return second_opinion.compare(setup, library, other, window), True
-
-    monkeypatch.setattr(second_opinion, "_found", found)
-    return asked
 
 
 @pytest.fixture

@@ -52,19 +52,6 @@ def scene(tmp_path_factory):
     return make_volume(folder / "scan.zarr", array), network(folder / "many.onnx")
 
 
-@pytest.fixture
-def proved(monkeypatch):
-    """What is asked of a process of its own is asked here: it would be started for every model."""
-    asked = []
-
-    def found(setup, library, other, window):
-        asked.append(setup)
-        return second_opinion.compare(setup, library, other, window), True
-
-    monkeypatch.setattr(second_opinion, "_found", found)
-    return asked
-
-
 def written(tmp_path, scene, name, **options):
     result = unet_engine.run(scene[0], model=scene[1], out=str(tmp_path / f"{name}.zarr"), device="cpu", **options)
     return result, zarr.open_array(str(tmp_path / f"{name}.zarr" / "0"), mode="r")[...]
