@@ -171,3 +171,16 @@ def test_what_is_cases_or_slices_is_asked_for(tmp_path, monkeypatch):
     Path("both/b_0001.png").unlink()
     said = ran("--in", "both", "--model", flat(tmp_path, 2), "--out", "o/{case}.zarr")
     assert (said.code, "b_0000.png has 1 channel" in said.err) == (3, True)
+
+
+def test_names_that_look_like_patterns(scans):
+    """Brackets and pluses in names of what is there are no wildcards and join nothing."""
+    voxels, model = scans
+    for stem, channel in zip(("q[2]_x", "q[2]_y", "r+3_x", "r+3_y"), [*voxels["a"], *voxels["b"]], strict=True):
+        np.save(f"{stem}.npy", channel)
+    for given, out, case in (
+        ("q[2]_x.npy+q[2]_y.npy", "q", "a"), ("r+*_x.npy+r+*_y.npy", "r+3", "b"), ("r+3_x.npy+r+?_y.npy", "r+3", "b"),
+    ):  # fmt: skip
+        said = ran("--in", given, "--model", model, "--out", f"{out}.zarr", "--overwrite")
+        assert said.code == 0, said.err
+        assert same(f"{out}.zarr", voxels[case])

@@ -15,7 +15,7 @@ from unet_engine.batches import patterns, remote
 from unet_engine.batches.lists import Item, is_list, listed
 from unet_engine.errors import InputError, SettingsError
 from unet_engine.output.header import read_header
-from unet_engine.paths import inside, is_local, plain
+from unet_engine.paths import inside, is_local, parts, plain
 from unet_engine.postprocess.formats import account_of, is_remote_file
 from unet_engine.settings_files import CONFIG
 from unet_engine.storage import stores
@@ -39,7 +39,10 @@ def is_glob(path: str) -> bool:
     """Whether it has a wildcard, and is not the name of what is there."""
     if not is_local(path):
         return bool(re.search(r"[*\[]", path.partition("?")[0]))
-    return bool(re.search(r"[*?\[]", path)) and not os.path.exists(inside(path)[0])  # noqa: PTH110
+    if not re.search(r"[*?\[]", path):
+        return False
+    each = parts(plain(path))
+    return not all(is_local(part) and os.path.exists(inside(part)[0]) for part in each)  # noqa: PTH110
 
 
 def is_folder(path: str, axes: str | None = None) -> bool:
@@ -130,6 +133,8 @@ def _called(pattern: str) -> list[str]:
     """All that is there of such a name."""
     if not is_local(pattern):
         return remote.matches(pattern)
+    if os.path.lexists(inside(pattern)[0]):
+        return [pattern]
     found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  # patterns may be absolute
     return [path for path in found if Path(path).name != CONFIG]
 

@@ -15,7 +15,7 @@ def together(pattern: str, called: Callable[[str], list[str]]) -> list[str]:
     stand for the same text. What has no wildcard belongs to all of them. `called`: what there is of a name, sorted.
 
     Raises `InputError` where one of them is missing, or nothing is called so."""
-    pieces = pattern.split("+")
+    pieces = _pieces(pattern, called)
     found = [{_stands_for(piece, path): path for path in called(piece)} for piece in pieces]
     for piece, paths in zip(pieces, found, strict=True):
         if not paths:
@@ -34,8 +34,21 @@ def together(pattern: str, called: Callable[[str], list[str]]) -> list[str]:
     return ["+".join(paths.get((), paths.get(key, "")) for paths in found) for key in first]
 
 
+def _pieces(pattern: str, called: Callable[[str], list[str]]) -> list[str]:
+    """The patterns that `pattern` joins: of those with a plus in them, the longest that anything is called by."""
+    words, found = pattern.split("+"), []
+    while words:
+        longer = range(len(words), 1, -1)
+        count = next((n for n in longer if "" not in words[:n] and called("+".join(words[:n]))), 1)
+        found.append("+".join(words[:count]))
+        words = words[count:]
+    return found
+
+
 def _stands_for(pattern: str, path: str) -> tuple[str, ...]:
-    """What the wildcards of `pattern` stand for in `path`."""
+    """What the wildcards of `pattern` stand for in `path`; nothing where it is that name."""
+    if path == pattern:
+        return ()
     text, at = "", 0
     for wild in _WILD.finditer(pattern):
         text += re.escape(pattern[at : wild.start()]) + f"({_expression(wild[0])})"
