@@ -13,6 +13,7 @@ from unet_engine.errors import InputError
 from unet_engine.plan.box import Box
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.pick import Pick
+from unet_engine.volumes.validity import unmeasured
 
 RNG = np.random.default_rng(11)
 BANDS = {name: RNG.integers(0, 4000, (40, 56)).astype("u2") for name in ("B2", "B8A", "B10", "B8")}
@@ -94,3 +95,20 @@ def test_a_band_that_is_damaged_is_named(tmp_path):
     with pytest.raises(InputError, match="B8: chunk y=0 x=0"):
         open_volume(path).read(Box.of_shape((40, 56)))
     assert open_volume(path, None, Pick(channels=("B2",))).read(Box.of_shape((40, 56))).any()
+
+
+def test_each_band_has_its_own_fill_value(tmp_path):
+    """As xarray writes them, each with its own encoding."""
+    group = zarr.create_group(tmp_path / "s.zarr")
+    stored = np.array([[0, 5, 7], [9, 0, 7]], "i2")
+    for name, fill in (("B02", 0), ("B03", 9), ("B04", None)):
+        attributes = {} if fill is None else {"_FillValue": fill}
+        band = group.create_array(name, shape=(2, 3), dtype="i2", dimension_names=["y", "x"], attributes=attributes)
+        band[...] = stored
+    volume = open_volume(str(tmp_path / "s.zarr"))
+    box = Box.of_shape((2, 3))
+    wanted = [stored == 0, stored == 9, np.zeros((2, 3), bool)]
+    assert np.array_equal(unmeasured(volume, box, volume.read(box)), wanted)
+    assert np.array_equal(
+        unmeasured(volume.picked(Pick(channels=("B03", "B02"))), box, np.stack([stored] * 2)), wanted[1::-1]
+    )

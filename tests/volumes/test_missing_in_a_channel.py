@@ -132,3 +132,30 @@ def test_a_pyramid_leaves_out_each_channels_own(tmp_path, parts):
     found = open_stored(str(tmp_path / "o.zarr/1")).read(Box.of_shape(tuple(n // 2 for n in SHAPE)))
     assert found[1, 0, 0, 0] == HEIGHTS[:2, :2, :2].mean()
     assert found[0, 4, 0, 0] == COUNTS[8:10, :2, :2].mean()
+
+
+@pytest.mark.parametrize("grid", ["scan", "model"])
+def test_what_is_missing_in_a_channel_is_left_out_before_interpolating(tmp_path, grid):
+    """By alpha or by a value, it is as though there were what is normalised to 0."""
+    placed = {"ome": "0.5", "axes": "zyx", "scale": (1, 1, 1), "unit": "micrometer"}
+    masked = np.stack([np.where(ABSENT[1], 7, HEIGHTS), np.where(ABSENT[1], 0, 1)]).astype("f4")
+    heights = make_volume(tmp_path / "h.zarr", masked, **{**placed, "axes": "czyx", "scale": (1, 1, 1, 1)})
+    zarr.open_group(heights, mode="r+")["0"].attrs["band_names"] = ["gray", "alpha"]
+    counts = make_volume(tmp_path / "c.zarr", COUNTS, **placed, attributes={"_FillValue": 0})
+    bare = [np.where(ABSENT[0], 5, COUNTS), np.where(ABSENT[1], 5, HEIGHTS).astype("f4")]
+    twins = [make_volume(tmp_path / f"{n}.zarr", one, **placed) for n, one in enumerate(bare)]
+    how = {"image": 1, "output": 1, "apart": "never"}
+    spec = {"channels_in": 2, "channels_out": 2, "spacing": [2.0] * 3, "spacing_unit": "micrometer", "resampling": how}
+    options = {
+        "model": fake_model(tmp_path, **spec),
+        "output": "logits",
+        "normalize": "fixed:mean=5,std=1",
+        "grid": grid,
+    }
+    found = result_of(run(input=f"{counts}+{heights}", **options, outside=-700, out=str(tmp_path / "o.zarr")).out)
+    twin = result_of(run(input="+".join(twins), **options, out=str(tmp_path / "t.zarr")).out)
+    outside = (found == -700).all(axis=0)
+    if grid == "scan":
+        assert np.array_equal(outside, ABSENT.all(axis=0))
+    assert outside.any()
+    np.testing.assert_allclose(found[:, ~outside], twin[:, ~outside], atol=2e-3)
