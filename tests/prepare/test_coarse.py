@@ -12,6 +12,7 @@ from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.backends.answered import Answered
 from unet_engine.plan.box import Box
+from unet_engine.plan.grid import AxisGrid
 from unet_engine.prepare import coarse, coarse_sample
 from unet_engine.prepare.coarse_choice import MISS, CoarseChoice
 from unet_engine.prepare.draft import Draft
@@ -248,6 +249,25 @@ def test_a_window_scores_what_the_best_of_its_cells_does():
     scores = np.arange(12, dtype=np.uint16).reshape(3, 4)
     best = coarse_sample.best(scores, [[(0, 8), (8, 20)], [(0, 9), (9, 16), (16, 32)]], (8, 8))
     np.testing.assert_array_equal(best, [[1, 1, 3], [9, 9, 11]])
+
+
+@pytest.mark.parametrize("blend", ["crop", "gaussian"])
+def test_what_is_computed_anyway_is_kept(blend):
+    """Cells all of whose windows are inferred: those of windows that are needed, and these need no others."""
+    axes, cell = [AxisGrid(100, 32, 24, 0, blend), AxisGrid(70, 32, 20, 0, blend)], (8, 4)
+    scores = np.random.default_rng(0).integers(0, 100, (13, 18)).astype(np.uint16)
+    spans = [[axis.support(k) for k in range(axis.count)] for axis in axes]
+    windows = coarse_sample.best(scores, spans, cell)
+    for threshold in (93, 97, 99):
+        kept = coarse_sample.closed(windows >= threshold, axes, cell)
+        assert kept.shape == scores.shape
+        assert not (~kept & (scores >= threshold)).any()
+        assert kept.sum() > (scores >= threshold).sum()
+        np.testing.assert_array_equal(coarse_sample.best(kept, spans, cell), windows >= threshold)
+
+
+def test_as_many_regions_are_computed_at_a_time_as_go_through_a_network_at_once():
+    assert {coarse_sample._next(m, 3, 100, 500) % coarse_sample.FEWEST for m in range(100)} == {0}
 
 
 def test_where_foreground_is_sure_next_to_a_cell_its_own_score_counts():

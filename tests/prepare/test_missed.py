@@ -1,5 +1,7 @@
 """Bounds on what is missed: they hold, and they say more with more."""
 
+from math import comb
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -36,8 +38,10 @@ def test_as_many_cells_are_needed_as_prove_it():
     for target in (0.3, 0.01, 0.001):
         for look in (Look(0.05, 0), *LOOKS):
             enough = look.needed(target)
-            cells = [(7, 9)] * (enough - look.misses) + [(7, 0)] * look.misses
+            whole = int(look.misses)
+            cells = [(7, 9)] * (enough - whole) + [(7, 0)] * whole
             assert rate([region(*cells[i::97]) for i in range(97)], 1, look.error).bound <= target
+            assert upper(look.misses / enough, enough, look.error) <= target
             none = Look(look.error, 0).needed(target)
             assert rate([region(*[(7, 9)] * (none - 1))], 1, look.error).bound > target
 
@@ -58,6 +62,26 @@ def test_the_bound_of_a_binomial_holds_as_often_as_it_says():
     rng, p, n = np.random.default_rng(0), 0.02, 400
     held = [upper(k / n, n, 0.05) >= p for k in rng.binomial(n, p, 300)]
     assert np.mean(held) >= 0.93
+
+
+def test_counts_that_are_whole_have_the_bound_of_a_binomial_and_others_lie_between():
+    def at_most(k, n, p):
+        return sum(comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
+
+    for k, n in ((0, 40), (1, 40), (3, 700), (30, 31)):
+        assert at_most(k, n, upper(k / n, n, 0.05)) == pytest.approx(0.05, rel=1e-6)
+    bounds = [upper(k / 700, 700, 0.05) for k in np.linspace(0, 4, 21)]
+    assert bounds == sorted(bounds)
+    assert bounds[0] < bounds[1] < upper(0.5 / 700, 700, 0.05)
+
+
+def test_a_few_voxels_of_a_cell_are_no_whole_cell():
+    """A border's voxel would else choose the threshold, as the least of some hundred cells did."""
+    full = [region(*[(512, 9)] * 300)] * 3
+    few = rate([*full, region((5, 0), *[(512, 9)] * 300)], 1).bound
+    one = rate([*full, region((512, 0), *[(512, 9)] * 300)], 1).bound
+    none = rate([*full, region((512, 9), *[(512, 9)] * 300)], 1).bound
+    assert none < few < none + 0.05 * (one - none)
 
 
 def test_many_misses_are_bounded_no_lower_than_a_few_less():
@@ -124,7 +148,7 @@ def test_trying_every_threshold_on_the_regions_that_prove_them_is_wrong_no_often
     for _ in range(300):
         scores = rng.integers(0, 2000, 1500)
         threshold, rated = settled(
-            [Region(np.ones(500, np.int64), s) for s in np.split(scores, 3)], target, target, ERROR
+            [Region(np.ones(250, np.int64), s) for s in np.split(scores, 6)], target, target, ERROR
         )
         if rated.bound <= target:
             found.append(threshold)

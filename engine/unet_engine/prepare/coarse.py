@@ -4,7 +4,8 @@ The network runs over the volume seen from farther away, and gives each cell of 
 anything but background there or in the cells around it. Regions of the run's own grid, drawn at random, are computed in
 full until they tell enough, and it is counted what cells below a threshold would have missed there
 (`unet_engine.prepare.missed`). Where that is surely little enough, windows without a cell above the threshold are left
-out, and voxels outside of all such cells are background: all others are those of a run that skips nothing.
+out. Cells are kept whose windows are all computed, whatever their score, so less is missed than is counted; voxels
+outside of these are background, and all others are those of a run that skips nothing.
 
 It follows from volume, mask, model and settings, and from neither the region of interest nor the part.
 """
@@ -33,6 +34,7 @@ from unet_engine.prepare.coarse_sample import (
     SEED,
     Sample,
     best,
+    closed,
     computed,
     computed_once,
     drawn_of,
@@ -97,7 +99,7 @@ def search(draft: Draft, decisions: Decisions, tell: Tell = silent) -> CoarseCho
     threshold, rated = proved(sample, choice.target, sum(likely) / len(likely), cost / computed_once(run), tell)
     sample.take_up(threshold)
     count = len(sample.found)
-    mask = CellMask.of(scores >= threshold, survey.volume.shape, cell)
+    mask = CellMask.of(closed(windows >= threshold, run.axes, cell), survey.volume.shape, cell)
     return choice.model_copy(
         update={
             "kept": _objection(rated, choice.target, mask, in_vain=hopeless(sample.found, choice.target)),

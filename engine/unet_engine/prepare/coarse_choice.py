@@ -31,8 +31,8 @@ class CoarseChoice(BaseModel):
     factors: tuple[int, ...] = ()
     """Voxels to one of the coarse pass, per axis of the volume."""
     threshold: int = 0
-    """Cells are kept whose score reaches it: of 255 the largest probability of foreground there or next to it; where that
-    is 255, with the cell's own added."""
+    """Windows are computed that give something to a cell whose score reaches it: of 255 the largest probability of
+    foreground there or next to it; where that is 255, with the cell's own added."""
     seed: int = 0
     """By which regions were drawn."""
     regions: tuple[str, ...] = ()

@@ -38,7 +38,8 @@ SPARED = 4
 LIKELY = 128
 """Cells of such a score are taken for foreground where it is guessed how many regions hold enough of it."""
 FEWEST = 2
-"""Regions that are computed before it is asked again whether they tell enough."""
+"""Regions that are computed before it is asked again whether they tell enough, or a multiple of it: as many windows as
+mostly go through a network at once."""
 MOST_REGIONS = 2048
 """Regions that are drawn at most: in 3D with the blend `crop` one is a window's own 48³ voxels, 216 cells, of which few
 hold foreground where that is sparse."""
@@ -184,7 +185,7 @@ def _better(one: tuple[int, Rate], other: tuple[int, Rate], target: float) -> tu
 def _next(missing: float, likely: float, done: int, left: int) -> int:
     """How many regions are computed before it is asked again whether they tell enough: a third of those that it seems to
     take, as one cannot know; at first `LEAST`, and never more than were computed before."""
-    wanted = ceil(max(0.0, missing) / max(1e-9, likely) / 3)
+    wanted = ceil(max(0.0, missing) / max(1e-9, likely) / 3 / FEWEST) * FEWEST
     return min(left, max(FEWEST, min(wanted, done)) if done else LEAST)
 
 
@@ -193,6 +194,14 @@ def best(scores: Array, spans: Sequence[Sequence[tuple[int, int]]], cell: Sequen
     for a, (along, size) in enumerate(zip(spans, cell, strict=True)):
         scores = np.stack([scores.take(range(lo // size, -(-hi // size)), a).max(a) for lo, hi in along], a)
     return scores
+
+
+def closed(inferred: Array, axes: Sequence[AxisGrid], cell: Sequence[int]) -> Array:
+    """The cells of a volume all of whose windows are inferred, (*cells) bool. `inferred`: (*windows) bool."""
+    for a, (axis, size) in enumerate(zip(axes, cell, strict=True)):
+        near = [axis.meeting(lo, min(lo + size, axis.size)) for lo in range(0, axis.size, size)]
+        inferred = np.stack([inferred.take(windows, a).all(a) for windows in near], a)
+    return inferred
 
 
 def over(scores: Array, box: Box, cell: Sequence[int]) -> Array:

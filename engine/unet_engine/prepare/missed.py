@@ -1,8 +1,11 @@
 """How much foreground a selection of cells misses at most, from regions that were computed in full. Pure arithmetic.
 
 A cell is kept or left out as a whole, so cells with foreground are what is counted, each by the voxels of it: of n such
-cells that count differently, as many count as (Σw)² / Σw² (Kish). The bound is that of a binomial (Clopper and Pearson,
-1934), or, where it is larger, the jackknife's over regions: misses may come in clumps.
+cells that count differently, as many count as (Σw)² / Σw² (Kish), which holds as long as no cell is missed more often
+than in proportion to its foreground; and a cell that is missed counts by its part of that, so that a border's few voxels
+are no whole cell. The bound is that of a binomial at such a fraction of a count (Clopper and Pearson, 1934; Korn and
+Graubard, Confidence intervals for proportions with small expected number of positive counts, 1998), or, where it is
+larger, the jackknife's over regions: misses may come in clumps.
 
 Thresholds are tried from the smallest upwards until one is not proved. Since what is missed grows with the threshold, a
 wrong one is taken only if the smallest of the wrong ones was taken for proved, however many are tried (Bates et al.,
@@ -17,7 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import exp, lgamma, log
+from functools import cache
+from math import exp, lgamma, log, log1p
 
 import numpy as np
 import numpy.typing as npt
@@ -31,28 +35,22 @@ class Look:
 
     error: float
     """Probability of being wrong at it; those of all looks add up to what `CONFIDENCE` leaves."""
-    misses: int
+    misses: float
     """So many cells that are missed still prove what is to be proved, where cells count alike."""
 
     def needed(self, target: float) -> int:
         """Cells with foreground that it takes to prove `target`."""
-        low, high = self.misses, self.misses + 1
-        while _at_most(self.misses, high, target) > self.error:
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if _at_most(self.misses, middle, target) > self.error else (low, middle)
-        return high
+        return _needed(self, target)
 
 
-LOOKS = (Look(0.04, 0), Look(0.01, 2))
-"""The first as soon as nothing that was missed would prove it, which most volumes end at."""
+LOOKS = (Look(0.045, 0.1), Look(0.005, 2))
+"""The first as soon as next to nothing that was missed would prove it, which most volumes end at."""
 LEAST_WITH = 4
 """Regions with foreground that a look takes at least: cells of one are alike."""
+TERMS = 10_000
+"""Of a continued fraction, at most: it takes about as many as the square root of the counts."""
 VAIN = 1e-3
 """Probability of as many misses, were the rate what is to be proved, below which it is not tried any further."""
-MANY = 1000
-"""Misses beyond which their probabilities are not added one by one."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,17 @@ class Rate:
     """It is surely no more, at `CONFIDENCE`."""
     cells: int
     """With foreground, that it rests on."""
+
+
+@cache
+def _needed(look: Look, target: float) -> int:
+    low, high = int(look.misses), int(look.misses) + 1
+    while _at_most(look.misses, high, target) > look.error:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _at_most(look.misses, middle, target) > look.error else (low, middle)
+    return high
 
 
 def settled(regions: Sequence[Region], target: float, most: float, error: float) -> tuple[int, Rate]:
@@ -105,8 +114,9 @@ def hopeless(regions: Sequence[Region], target: float) -> bool:
     """Whether so much is missed by the smallest threshold that more regions would hardly prove it: giving up is no way
     to be wrong."""
     n = int(evidence(regions))
-    k = int(rate(regions, 1).seen * n)
-    clumped = sum(r.missed(1) > 0 for r in regions) < LEAST_WITH
+    missed = [r.missed(1) for r in regions]
+    k = int(sum(missed) / max(1, sum(int(r.voxels.sum()) for r in regions)) * n)
+    clumped = sum(m > 0 for m in missed) < LEAST_WITH
     return not clumped and k > 0 and 1 - _at_most(k - 1, n, target) < VAIN
 
 
@@ -136,35 +146,52 @@ def rate(regions: Sequence[Region], threshold: int, error: float = 1 - CONFIDENC
 
 
 def upper(seen: float, count: float, error: float) -> float:
-    """The largest rate at which so few or fewer of `count` would be found with a probability of `error`; both counts
-    are rounded to the safe side."""
-    n = int(count)
-    if n < 1:
+    """The largest rate at which so few or fewer of `count` would be found with a probability of `error`."""
+    missed = seen * count
+    if count < 1 or count - missed < 1e-9:
         return 1.0
-    k = int(np.ceil(seen * n - 1e-9))
-    if k >= n:
-        return 1.0
-    if k > MANY:  # the normal distribution, three deviations: more than any `error` here asks for
-        return min(1.0, (k + 3 * float(np.sqrt(k)) + 1) / n)
     low, high = seen, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _at_most(k, n, middle) > error else (low, middle)
+        low, high = (middle, high) if _at_most(missed, count, middle) > error else (low, middle)
     return high
 
 
-def _at_most(k: int, n: int, p: float) -> float:
-    """Probability of k or fewer of n."""
+def _at_most(k: float, n: float, p: float) -> float:
+    """Probability of k or fewer of n, of which neither has to be whole: the regularised incomplete beta function."""
     if p <= 0:
         return 1.0
     if p >= 1:
         return 0.0
-    ways = (lgamma(n + 1) - lgamma(i + 1) - lgamma(n - i + 1) for i in range(k + 1))
-    return sum(exp(w + i * log(p) + (n - i) * log(1 - p)) for i, w in enumerate(ways))
+    a, b = n - k, k + 1
+    front = exp(lgamma(a + b) - lgamma(a) - lgamma(b) + a * log1p(-p) + b * log(p))
+    if 1 - p < (a + 1) / (a + b + 2):
+        return front * _fraction(a, b, 1 - p) / a
+    return 1 - front * _fraction(b, a, p) / b
 
 
-_T = (31.82, 6.965, 4.541, 3.747, 3.365, 3.143, 2.998, 2.897, 2.822, 2.764, 2.719, 2.682, 2.651, 2.625, 2.603)
-"""Student's t at 99 %, one-sided, for 1, 2, 3, … degrees of freedom: what the strictest look takes."""
+def _fraction(a: float, b: float, x: float) -> float:
+    """The continued fraction of the incomplete beta function, by Lentz's method (Press et al., Numerical Recipes)."""
+    c, d = 1.0, 1 / _apart(1 - (a + b) * x / (a + 1))
+    found = d
+    for m in range(1, TERMS):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            d, c = 1 / _apart(1 + term * d), _apart(1 + term / c)
+            found *= d * c
+        if abs(d * c - 1) < 1e-12:
+            break
+    return found
+
+
+def _apart(value: float) -> float:
+    """Not 0, so that it can be divided by."""
+    return value if abs(value) > 1e-300 else 1e-300
+
+
+_T = (63.66, 9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355, 3.250, 3.169, 3.106, 3.055, 3.012, 2.977, 2.947)
+"""Student's t at 99.5 %, one-sided, for 1, 2, 3, … degrees of freedom: what the strictest look takes."""
 
 
 def _jackknifed(regions: Sequence[Region], missed: Sequence[int], seen: float) -> float:
