@@ -41,12 +41,10 @@ class Made(coarse_sample.Sample):
 
 def foreground(rng: np.random.Generator, regions: int) -> list[Cells]:
     """Voxels of the cells with foreground of each region."""
-    found = []
-    for has in rng.random(regions) < 1 / 9:
-        count = int(rng.integers(1, 217)) if has else 0
-        inside = rng.random(count) < 0.7
-        found.append(np.where(inside, FULL, rng.integers(1, FULL, count)))
-    return found
+    counts = np.where(rng.random(regions) < 1 / 9, rng.integers(1, 217, regions), 0)
+    cells = rng.integers(1, FULL, counts.sum())
+    cells[rng.random(len(cells)) < 0.7] = FULL
+    return np.split(cells, np.cumsum(counts)[:-1])
 
 
 def one_by_one(rng: np.random.Generator, cells: Cells) -> Cells:
