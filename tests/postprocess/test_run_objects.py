@@ -13,6 +13,7 @@ from support.outputs import chunks
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.errors import OutputError, ResumeError, SettingsError
 from unet_engine.execution import hands
+from unet_engine.output.header import written_outside
 
 OPTIONS = {"blend": "crop"}
 
@@ -75,6 +76,23 @@ def test_of_a_region(tmp_path, case):
     assert float(row["mean_intensity_1"]) == pytest.approx(scan[expected == 1].mean(dtype=np.float64))
     z = np.argwhere(expected == 1)[:, 0].mean()
     assert float(row["centroid_z"]) == pytest.approx((z + 3) * 2)
+
+
+def test_what_is_written_outside_is_no_object(tmp_path, case):
+    """255 tells what was not measured from all classes, in `run --components` and in labels that are read again."""
+    volume, model, labels = case
+    inside = np.ones(labels.shape, np.uint8)
+    inside[:6, :9] = 0
+    options = {**OPTIONS, "mask": make_volume(tmp_path / "mask.zarr", inside), "outside": "255"}
+    expected, kinds = numbered(labels * inside, 6)
+    out = unet_engine.run(volume, model=model, out=str(tmp_path / "o.zarr"), components=True, **options).out
+    np.testing.assert_array_equal(result_of(out), expected)
+    assert written_outside(zarr.open_group(out).attrs["unet_engine"], labels=True) == ()  # 255 may be an object
+    before = unet_engine.run(volume, model=model, out=str(tmp_path / "l.zarr"), **options).out
+    assert cli("components", before, tmp_path / "again.zarr").code == 0
+    np.testing.assert_array_equal(result_of(tmp_path / "again.zarr"), expected)
+    assert cli("components", before, tmp_path / "all.zarr", "--nodata", "none").code == 0
+    assert result_of(tmp_path / "all.zarr").max() == len(kinds)
 
 
 def test_a_run_killed_while_it_numbers_goes_on(tmp_path, case, monkeypatch):

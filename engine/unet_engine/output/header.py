@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, pairwise
-from math import prod
+from math import isnan, prod
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +226,19 @@ def spans(indices: Sequence[int]) -> list[list[int]]:
     starts = [j for j, before in zip(indices, [None, *indices], strict=False) if before is None or j != before + 1]
     stops = [j + 1 for j, after in zip(indices, [*indices[1:], None], strict=True) if after != j + 1]
     return [list(pair) for pair in zip(starts, stops, strict=True)]
+
+
+def written_outside(header: Mapping[str, Any], *, labels: bool) -> tuple[float, ...]:
+    """What a run wrote where nothing was measured, where that is no label or number like others."""
+    written = {float(value) for value in dict(header.get("outside") or {}).get("written") or ()}
+    if len(written) != 1 or header.get("output") == "objects":  # these are 0 there
+        return ()
+    value = written.pop()
+    return (
+        (value,)
+        if isnan(value) or (labels and value >= len(header.get("classes") or ()) + int(header.get("labels") or 0) > 0)
+        else ()
+    )
 
 
 MOST_BLOCKS = 2**24

@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from math import isnan, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unet_engine.output.header import written_outside
 from unet_engine.plan.box import Box
 from unet_engine.storage.plain_files import read_box, write_box
 from unet_engine.units import micrometers
@@ -206,7 +207,7 @@ def content_of(volume: Volume, pick: Pick = ALL, header: Mapping[str, Any] | Non
         frame=one.frame,
         timing=timing_of(volume, header) if "t" in axes else None,
         channel_names=_channel_names(volume, pick, one.channels) or (classes if len(classes) == one.channels else ()),
-        missing=(written,) * one.channels if (written := _nodata(header, labels=labels)) else one.missing,
+        missing=(written,) * one.channels if (written := written_outside(header, labels=labels)) else one.missing,
         measured=one.validity,
         gaps=one.gaps,
         labels=labels,
@@ -219,19 +220,6 @@ def content_of(volume: Volume, pick: Pick = ALL, header: Mapping[str, Any] | Non
 
 def _label_names(header: Mapping[str, Any], classes: tuple[str, ...]) -> tuple[str, ...]:
     return classes or tuple(f"class {i}" for i in range(int(header.get("labels") or 0)))
-
-
-def _nodata(header: Mapping[str, Any], *, labels: bool) -> tuple[float, ...]:
-    """What a run wrote where nothing was measured, where that is no label or number like others."""
-    written = {float(value) for value in dict(header.get("outside") or {}).get("written") or ()}
-    if len(written) != 1:
-        return ()
-    value = written.pop()
-    return (
-        (value,)
-        if isnan(value) or (labels and value >= len(header.get("classes") or ()) + int(header.get("labels") or 0) > 0)
-        else ()
-    )
 
 
 def _channel_names(volume: Volume, pick: Pick, count: int) -> tuple[str, ...]:

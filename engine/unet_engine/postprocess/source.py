@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from unet_engine.errors import DataError, InputError
-from unet_engine.output.header import read_header
+from unet_engine.output.header import read_header, written_outside
 from unet_engine.paths import inside, is_local, plain
 from unet_engine.plan.box import Box
 from unet_engine.postprocess.base import Array
@@ -36,7 +36,7 @@ class Source:
     axes: str | None = None
     pick: Pick = ALL
     nodata: tuple[float, ...] | None = None
-    """Values that count as background; None: those that the volume names."""
+    """Values that count as background; None: those that the volume names, or a run of ours wrote there."""
     turn: Turn | None = None
     """How its axes are turned; None: they are as they are stored."""
     fingerprint: str = ""
@@ -66,8 +66,8 @@ class Source:
 
     def labels(self, box: Box) -> Array:
         """The same as unsigned numbers, 0 where nothing was measured. Raises `DataError` for what is no label."""
-        voxels, volume = self.read(box), self.open()
-        for value in union(volume.missing) if self.nodata is None else self.nodata:
+        voxels = self.read(box)
+        for value in self._background:
             voxels[where(voxels, (value,))] = 0
         if voxels.dtype.kind == "b":
             return voxels.view(np.uint8)
@@ -78,6 +78,15 @@ class Source:
                 raise self._no_label(voxels.min(), box)
             return voxels.view(voxels.dtype.str.replace("i", "u"))
         return voxels
+
+    @property
+    def _background(self) -> tuple[float, ...]:
+        """Values beside 0 that are no label."""
+        if self.nodata is not None:
+            return self.nodata
+        header = self.header
+        written = written_outside(header, labels=True) if header.get("output") == "labels" else ()
+        return (*union(self.open().missing), *written)
 
     def _whole(self, voxels: Array, box: Box) -> Array:
         wrong = ~((voxels >= 0) & (voxels < 2.0**53) & (voxels == np.rint(voxels)))
