@@ -2,6 +2,7 @@
 are those that ITK finds."""
 
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -283,3 +284,15 @@ def test_a_file_that_is_deflated_as_a_whole(tmp_path):
     found.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
     found.save_as(path, enforce_file_format=True)
     np.testing.assert_array_equal(whole(open_volume(path))[0], STACK[0] - 1024.0)
+
+
+@pytest.mark.parametrize("syntax", [uid.HTJ2KLossless, uid.MPEG2MPML])
+def test_what_nothing_unpacks_is_refused_before_it_is_read(tmp_path, monkeypatch, syntax):
+    data = header(STACK[0])
+    data.file_meta.TransferSyntaxUID = syntax
+    data.PixelData = pydicom.encaps.encapsulate([b"packed"])
+    data["PixelData"].is_undefined_length = True
+    data.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    monkeypatch.setattr("pydicom.pixels.decoders.base.Decoder.is_available", False)
+    with pytest.raises(InputError, match=f"is packed as {re.escape(syntax.name)}, .* (pip install|dcmconv)"):
+        open_volume(str(tmp_path / "a.dcm"))

@@ -78,8 +78,27 @@ class DicomFormat:
             if (uid := uid_meant(path)) is not None:
                 headers = [one for one in headers if str(one[1].get("SeriesInstanceUID") or "") == uid]
             notes = _one_series(path, headers)
+            for syntax, file in {one.file_meta.get("TransferSyntaxUID"): file for file, one in headers}.items():
+                _check_unpacked(file, syntax)
             slices = [one for file, header in headers for one in _slices(file, header, parts[file].length)]
             return _volume(path, headers[0][1], ordered(path, slices), parts, notes, axes)
+
+
+def _check_unpacked(file: str, syntax: Any) -> None:
+    """Raise `InputError` where nothing that is installed unpacks voxels of this transfer syntax."""
+    from pydicom.pixels import get_decoder
+
+    if syntax is None or not syntax.is_compressed or syntax.is_deflated:
+        return
+    try:
+        missing = not get_decoder(syntax).is_available
+    except NotImplementedError:
+        raise InputError(f"{file} is packed as {syntax.name}, which nothing unpacks; convert it with dcmconv") from None
+    if missing:
+        raise InputError(
+            f"{file} is packed as {syntax.name}, and nothing that is installed unpacks it; pip install pylibjpeg "
+            "pylibjpeg-openjpeg pylibjpeg-libjpeg"
+        )
 
 
 def _one_series(path: str, headers: Sequence[tuple[str, Any]]) -> list[str]:
