@@ -60,7 +60,7 @@ def largest_batch(model: ModelFile) -> int | None:
     return None if _free(model.path, model.inside, model.sha256, model.rewriting) else 1
 
 
-@lru_cache(maxsize=1)  # of several back ends that are tried with one model
+@lru_cache(maxsize=1)  # of several back ends that are tried with one model; by its hash, as the file may be replaced
 def _rewritten(path: Path, inside: str | None, sha256: str, how: Rewriting, batch: int) -> bytes:
     import onnx
 
@@ -82,7 +82,7 @@ def _split(graph: bytes) -> bytes:
     return data
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=8)  # by the hash as well: what lies at the path may have been replaced
 def _free(path: Path, inside: str | None, sha256: str, how: Rewriting) -> bool:
     import onnx
 

@@ -158,7 +158,7 @@ def _promised(
     values: dict[str, Any] = {
         "name": said.name,
         "window_min": layout.window_min,
-        "window_step": on_steps(layout.window_min, layout.window_step, layout.scale),
+        "window_step": on_steps(layout.window_step, layout.scale),
     }
     if layout.channels_in:
         values["channels_in"] = layout.channels_in

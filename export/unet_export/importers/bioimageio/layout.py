@@ -182,6 +182,6 @@ def window_near(least: Sequence[int], step: Sequence[int], wanted: Sequence[int]
     )
 
 
-def on_steps(least: Sequence[int], step: Sequence[int], scale: Sequence[int]) -> tuple[int, ...]:
+def on_steps(step: Sequence[int], scale: Sequence[int]) -> tuple[int, ...]:
     """Steps of windows that are whole numbers of output voxels, too."""
     return tuple(lcm(s, n) if s else 0 for s, n in zip(step, scale, strict=True))

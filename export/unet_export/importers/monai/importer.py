@@ -132,7 +132,7 @@ class _Reader:
                 f"{self.path}: its configuration holds the expression ${str(expression)[:120]}, which is code; use --trust, "
                 "once, if you trust who made it"
             ) from None
-        dims = _dims(network, self.metadata)
+        dims = _dims(network)
         x_first = before.x_first if self.wanted.order is None else self.wanted.order == "xyz"
         if dims == 3 and before.x_first is None and self.wanted.order is None:
             self.tell("note: nothing says in which order its axes are: z, y, x is taken; --order xyz says otherwise")
@@ -495,7 +495,7 @@ def _texts(said: Any) -> tuple[str, ...]:
     return tuple(map(str, said)) if isinstance(said, list) else (str(said),) if said else ()
 
 
-def _dims(network: Any, metadata: Mapping[str, Any]) -> Literal[2, 3]:
+def _dims(network: Any) -> Literal[2, 3]:
     weights = [p for p in network.parameters() if p.dim() in (4, 5)]
     return 2 if weights and weights[0].dim() == 4 else 3
 
