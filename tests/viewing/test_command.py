@@ -80,16 +80,14 @@ def test_the_url_is_told_and_ctrl_c_closes_it_in_order(scan, tmp_path):
     assert not list(Header.of(str(out)).marked())
 
 
-def test_a_complete_output_is_shown_as_it_is(scan, tmp_path, monkeypatch):
-    import unet_engine
-
-    model, out = fake_model(tmp_path), str(tmp_path / "out.zarr")
-    unet_engine.run(scan, model=model, out=out)
-    shown = []
+@pytest.fixture
+def shown(monkeypatch):
+    """Paths of what a viewer would show, which is closed at once."""
+    paths = []
 
     class Desk:
         def __init__(self, panes, port=0):
-            shown.extend(pane.path for pane in panes)
+            paths.extend(pane.path for pane in panes)
 
         def facts(self):
             raise KeyboardInterrupt
@@ -98,7 +96,30 @@ def test_a_complete_output_is_shown_as_it_is(scan, tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr(module, "Desk", Desk)
+    return paths
+
+
+def test_a_complete_output_is_shown_as_it_is(scan, tmp_path, shown):
+    import unet_engine
+
+    model, out = fake_model(tmp_path), str(tmp_path / "out.zarr")
+    unet_engine.run(scan, model=model, out=out)
     found = cli("view", scan, "--model", model, "--out", out, "--json")
     assert found.code == 0, found.err
     assert shown == [scan, out]
     assert found.json["complete"] is True
+
+
+def test_a_channel_of_a_case_is_shown_with_the_others_that_the_network_takes(tmp_path, shown):
+    """What the run reads is shown; the first file alone was, and the picture of a window failed."""
+    import unet_engine
+
+    both = [str(tmp_path / f"case_000{i}.npy") for i in range(2)]
+    for path in both:
+        np.save(path, np.ones((8, 8, 8), np.float32))
+    model = fake_model(tmp_path, channels_in=2, channels_out=2, activation="softmax")
+    out = str(tmp_path / "out.zarr")
+    unet_engine.run(both[0], model=model, out=out)
+    found = cli("view", both[0], "--model", model, "--out", out, "--json")
+    assert found.code == 0, found.err
+    assert shown == ["+".join(both), out]

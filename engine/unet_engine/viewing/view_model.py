@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from unet_engine.api import run_volume
+from unet_engine.batches.batch import opened as opened_model
 from unet_engine.errors import SettingsError
+from unet_engine.prepare.channels import of_own_files
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.settings import Settings
 from unet_engine.units import Tell
@@ -29,6 +31,8 @@ def view_model(settings: Settings, wish: Wish, opened: Opened, tell: Tell) -> di
     """
     if settings.part:
         raise SettingsError("--part is for runs that nobody looks at; leave it out")
+    settings = _with_own_files(settings)
+    wish = replace(wish, paths=(settings.input, *wish.paths[1:]))
     panes = panes_of(wish, tell)
 
     @contextmanager
@@ -64,6 +68,14 @@ def view_model(settings: Settings, wish: Wish, opened: Opened, tell: Tell) -> di
         view(replace(wish, paths=(*wish.paths, result.out)), opened, tell)
     count = prepared.job.plan.block_count
     return {"out": result.out, "blocks": count, "blocks_planned": count, "complete": result.complete}
+
+
+def _with_own_files(settings: Settings) -> Settings:
+    """Where the input is a channel of a case and the others lie beside it, all of them: what the run reads is shown."""
+    model = opened_model(settings)
+    some = settings.input_channels is not None
+    files = of_own_files(settings.input, model.spec, every=some) if model else ()
+    return settings.model_copy(update={"input": "+".join(files)}) if files else settings
 
 
 def _name(prepared: Prepared) -> str:
