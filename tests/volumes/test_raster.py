@@ -141,6 +141,16 @@ def test_what_is_no_channel_is_told(tmp_path):
     assert (volume.channels, "band 4 is alpha" in volume.notes[0]) == (3, True)
 
 
+@pytest.mark.parametrize("bands", [1, 2, 3, 5])
+def test_alpha_counts_beside_any_number_of_bands(tmp_path, bands):
+    """GDAL itself makes a mask of it beside one or three."""
+    there = np.full((90, 120), 255, np.uint8)
+    there[20:50, :60] = 0
+    volume = open_volume(geotiff(tmp_path / "a.tif", BANDS[np.arange(bands) % 3], alpha=there))
+    assert volume.channels == bands
+    assert np.array_equal(whole(volume.validity)[0], there)
+
+
 def test_a_vrt_and_its_sources(tmp_path):
     geotiff(tmp_path / "a.tif", tiled=True, blockxsize=32, blockysize=32)
     with rasterio.open(tmp_path / "a.tif") as source, rasterio.vrt.WarpedVRT(source, crs="EPSG:3857") as warped:

@@ -393,6 +393,13 @@ class MaskVolume(FileVolume):
     handles: _Handles
 
     def stored(self, selection: Selection) -> Array:
+        """GDAL takes alpha for a mask beside one band or three alone: else the band is read itself."""
+        window = _window(selection, self.stored_shape)
         with self.handles.one() as data:
-            found: Array = data.dataset_mask(window=_window(selection, self.stored_shape))
+            kinds = zip(data.indexes, data.colorinterp, strict=True)
+            alpha = next((band for band, kind in kinds if kind.name == "alpha"), None)
+            if alpha and all(flag.name == "all_valid" for band in data.mask_flag_enums for flag in band):
+                opaque = data.read(alpha, window=window) != 0
+                return np.where(opaque, np.uint8(255), np.uint8(0))
+            found: Array = data.dataset_mask(window=window)
         return found
