@@ -69,7 +69,8 @@ class CoarseChoice(BaseModel):
         return (
             f"{1 - self.left:.1%} of the volume is {self.background} without being computed: of the foreground's voxels "
             f"at most {self.bound:.2g} are missed, at {self.confidence:.0%} confidence, by {self.proving} regions "
-            f"computed in full with {self.cells:,} cells of foreground ({self.missed:.2g} missed there); {cost}"
+            f"computed in full with {self.cells:,} cells of foreground ({self.missed:.2g} missed there), where misses of "
+            f"cells do not hang together; {cost}"
         )
 
 
