@@ -8,9 +8,12 @@ import zarr
 
 from support.volumes import fake_model, identity, make_volume
 from unet_engine.endings import together
-from unet_engine.errors import InputError
+from unet_engine.errors import InputError, SettingsError
 from unet_engine.paths import absolute, parts, plain, unusable
 from unet_engine.plan.box import Box
+from unet_engine.prepare.prepare import prepare
+from unet_engine.prepare.survey import survey
+from unet_engine.settings import Settings
 from unet_engine.volumes.formats import located, open_stored, open_volume
 from unet_engine.volumes.pick import Pick
 from unet_engine.volumes.reference_systems import same_system
@@ -194,6 +197,16 @@ def test_a_run_opens_each_file_with_its_own_axes(tmp_path):
     np.save(tmp_path / "flat.npy", voxels[0])
     both = open_volume(f"{path}+{tmp_path}/flat.npy", "zyx")
     assert np.array_equal(both.read(Box.of_shape((3, 3, 3))), [*voxels, voxels[0]])
+
+
+def test_labels_go_into_one_image(tmp_path):
+    """And channels in files of their own are several."""
+    for name in "ab":
+        make_volume(str(tmp_path / f"{name}.zarr"), VOXELS[0, 0], axes="yx", ome="0.5")
+    model = fake_model(tmp_path, axes="yx", channels_in=2)
+    joined = f"{tmp_path}/a.zarr+{tmp_path}/b.zarr"
+    with pytest.raises(SettingsError, match="images of their own, and labels go into one"):
+        prepare(survey(Settings.of(input=joined, model=model, into="nuclei")))
 
 
 def test_one_file_twice(tmp_path):

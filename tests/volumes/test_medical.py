@@ -102,6 +102,12 @@ def test_other_kinds_of_nifti(tmp_path):
     volume = open_volume(str(tmp_path / "rgb.nii"))
     assert (volume.axes, volume.channels) == ("zyxc", 3)
     assert np.array_equal(whole(volume)[1], (XYZ % 200).T)
+    rgba = np.zeros(XYZ.shape, [(name, "u1") for name in "RGBA"])
+    rgba["A"] = XYZ % 2 * 255
+    nibabel.save(nibabel.Nifti1Image(rgba, ALONG), tmp_path / "rgba.nii")
+    volume = open_volume(str(tmp_path / "rgba.nii"))
+    assert (volume.channels, volume.channel_names) == (3, ("R", "G", "B", "A"))
+    assert np.array_equal(whole(volume.validity)[0] != 0, (XYZ % 2).T != 0), "as of any other alpha"
     nibabel.save(nibabel.Nifti1Image(XYZ.astype(">i2"), ALONG), tmp_path / "big.nii")
     assert np.array_equal(whole(open_volume(str(tmp_path / "big.nii")))[0], XYZ.T)
 

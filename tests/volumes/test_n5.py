@@ -131,6 +131,15 @@ def test_channels_and_time(tmp_path):
     assert (volume.axes, volume.timepoints, volume.channels) == ("tczyx", 2, 3)
 
 
+def test_a_block_of_varying_length_is_refused_unless_it_has_all_voxels(tmp_path):
+    path = dataset(tmp_path / "a", variable=True)
+    block = Path(path) / "0/0/0"
+    data = block.read_bytes()
+    block.write_bytes(data[:16] + struct.pack(">I", 40) + data[20:])
+    with pytest.raises(InputError, match="varying length, of 40 numbers, and has 48 voxels"):
+        open_volume(path).read(Box((0, 0, 0), (1, 2, 3)))
+
+
 def test_blocks_that_are_not_stored_are_zeros_and_cut_ones_too(tmp_path):
     path = dataset(tmp_path / "a", keep=lambda index: index != (1, 1, 1), variable=True)
     expected = SCAN.copy()

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +39,17 @@ SHARED = Path(__file__).parents[2].parent / "shared"
 def geotiff(path, bands=BANDS, transform=NORTH_UP, crs="EPSG:32632", mask=None, alpha=None, **options):
     stored = bands if alpha is None else np.concatenate([bands, alpha[np.newaxis]])
     options = {"driver": "GTiff", "count": len(stored), "height": 90, "width": 120, "dtype": stored.dtype, **options}
-    if alpha is not None:
+    if alpha is not None and len(stored) not in (2, 4):  # GDAL makes a colour of the last of three
+        options |= {"alpha": "unspecified", "photometric": "MINISBLACK"}
+    elif alpha is not None:
         options["alpha"] = "yes"
     with (
         rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
         rasterio.open(path, "w", crs=crs, transform=transform, **options) as data,
     ):
+        if "photometric" in options:
+            gray, undefined, last = (rasterio.enums.ColorInterp[name] for name in ("gray", "undefined", "alpha"))
+            data.colorinterp = [gray, *[undefined] * (len(stored) - 2), last]
         data.write(stored)
         if mask is not None:
             data.write_mask(mask)
@@ -99,6 +105,40 @@ def test_where_pixels_lie(tmp_path, transform):
     assert np.asarray(frame.origin) + np.asarray(frame.matrix) @ [30, 40] == pytest.approx(wanted)
     assert (frame.space, frame.crs) == ("crs", wkt)
     assert volume.spacing == pytest.approx((-5, 5) if transform is NORTH_UP else (5, 5))
+
+
+def told_of(path, **where):
+    """What is said of a raster of which no transform says where it lies."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with rasterio.open(path, "w", driver="GTiff", width=12, height=9, count=1, dtype="uint8", **where) as data:
+            data.write(BANDS[:1, :9, :12])
+    volume = open_volume(str(path))
+    assert (volume.frame, volume.spacing, volume.translation) == (None, None, (0, 0))
+    assert np.array_equal(whole(volume)[0], BANDS[0, :9, :12])
+    return " ".join(volume.notes)
+
+
+def test_control_points_polynomials_and_a_crs_alone_are_no_place_and_are_told(tmp_path):
+    from rasterio.control import GroundControlPoint
+    from rasterio.rpc import RPC
+
+    one, rest = [1.0] + [0.0] * 19, {"err_bias": None, "err_rand": None}
+    rpc = RPC(1, 1, 1, 1, one, one, 5, 5, 1, 1, one, one, 6, 6, **rest)
+    points = [GroundControlPoint(r, c, 10 + c, 50 - r) for r in (0, 9) for c in (0, 12)]
+    assert "control points" in told_of(tmp_path / "a.tif", gcps=points, crs="EPSG:4326")
+    assert "RPC" in told_of(tmp_path / "b.tif", rpcs=rpc)
+    assert "RPC" in told_of(tmp_path / "c.tif", rpcs=rpc, crs="EPSG:4326")
+    assert "names a reference system" in told_of(tmp_path / "d.tif", crs="EPSG:4326")
+
+
+def test_a_world_file_says_where_a_tiff_lies(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "a.tif", BANDS[0])
+    (tmp_path / "a.tfw").write_text("2\n0\n0\n-3\n401\n5198.5\n")  # of the middle of the first pixel
+    volume = open_volume(str(tmp_path / "a.tif"))
+    assert (volume.spacing, volume.translation) == ((-3, 2), (5198.5, 401))
+    assert np.array_equal(whole(volume)[0], BANDS[0])
 
 
 def test_place_and_crs_of_a_region_go_to_the_output(tmp_path):

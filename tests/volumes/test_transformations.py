@@ -6,6 +6,7 @@ import zarr
 
 from support.command_line import cli
 from unet_engine.errors import InputError
+from unet_engine.plan.box import Box
 from unet_engine.volumes.collection import levels_in, located
 from unet_engine.volumes.formats import open_volume
 
@@ -109,6 +110,43 @@ def test_a_matrix_without_turns_is_scale_and_translation(tmp_path):
     straight = [[1, 0, 0, 0, 0], [0, 2, 0, 0, 5], [0, 0, 0.5, 0, 6], [0, 0, 0, 0.25, 7]]
     volume = open_volume(image(tmp_path / "a.zarr", {"type": "affine", "affine": straight}))
     assert (volume.spacing, volume.translation, volume.frame) == ((2, 0.5, 0.25), (5, 6, 7), None)
+
+
+def test_axes_that_are_put_in_another_order_are_called_by_where_they_go(tmp_path):
+    """The world lists x, y, z, and the array has its x last: it is no volume seen along x."""
+    steps = {"type": "sequence", "transformations": [scaled(4, 2, 1), {"type": "mapAxis", "mapAxis": [0, 3, 2, 1]}]}
+    path = image(tmp_path / "a.zarr", {**steps}, output="world")
+    root = zarr.open_group(path, mode="r+")
+    said = dict(root.attrs["ome"])
+    said["multiscales"][0]["coordinateSystems"].append({"name": "world", "axes": [AXES[0], *AXES[:0:-1]]})
+    root.attrs["ome"] = said
+    volume = open_volume(path)
+    assert (volume.axes, volume.shape, volume.spacing, volume.frame) == ("czyx", (4, 6, 8), (4, 2, 1), None)
+    assert levels_in(path)[0]["z"] == (4, 4.0)
+
+
+def test_levels_in_several_coordinate_systems_or_in_one_that_is_not_there_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"several coordinate systems \(physical, physical\)"):
+        open_volume(image(tmp_path / "a.zarr", scaled(2, 1, 1), scaled(7, 7, 7)))
+    with pytest.raises(InputError, match="'nowhere', and there are other, physical"):
+        open_volume(image(tmp_path / "b.zarr", scaled(2, 1, 1), output="nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("level", "told"),
+    [(SCAN[:1, ::2, ::2, ::2], "channels number 1, of a pyramid of 2"), (SCAN.astype("f4") / 9, "float32")],
+)
+def test_a_level_of_other_channels_or_numbers_is_told(tmp_path, level, told):
+    path = image(tmp_path / "a.zarr", scaled(2, 1, 1))
+    root = zarr.open_group(path, mode="r+")
+    root.attrs["ome"] = {**root.attrs["ome"], "omero": {"channels": [{"label": "a"}, {"label": "b"}]}}
+    del root["1"]
+    root.create_array("1", data=level, chunks=level.shape)
+    volume = open_volume(located(path, None, 1))
+    assert told in " ".join(volume.notes)
+    assert volume.channel_names == (("a", "b") if len(level) == 2 else ()), "those of the level are not known"
+    assert open_volume(located(path, None, 0)).notes == ()
+    np.testing.assert_array_equal(volume.read(Box.of_shape(volume.shape)), level)
 
 
 def test_steps_are_done_in_order(tmp_path):

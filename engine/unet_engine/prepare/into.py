@@ -7,7 +7,7 @@ import re
 
 from unet_engine.errors import SettingsError
 from unet_engine.model.spec import ModelSpec
-from unet_engine.paths import is_local, plain
+from unet_engine.paths import is_local, parts, plain
 from unet_engine.postprocess.into_store import LABELS, has_room_beside
 from unet_engine.settings import AUTO, Settings
 from unet_engine.storage import archives, stores
@@ -30,6 +30,10 @@ def named_into(settings: Settings, spec: ModelSpec, volume: str) -> str:
             "--into: labels lie on the grid of their image, and --grid model is another; leave that out"
         )
     image = image_of(volume)
+    if image is None and len(parts(volume)) > 1:
+        raise SettingsError(
+            f"--into: the channels of {settings.input} are images of their own, and labels go into one; use --out NAME.zarr"
+        )
     if image is None:
         raise SettingsError(f"--into: {settings.input} is no OME-Zarr image; use --out NAME.zarr")
     if archives.cut(image) is not None or image.lower().startswith(("http://", "https://")):

@@ -188,9 +188,9 @@ def levels_in(path: str) -> list[dict[str, tuple[int, float]]]:
         found = []
         for one in image["datasets"]:
             shape = zarr.open_array(group.store_path / str(one["path"]), mode="r").shape
-            sizes = placed(of_level(image, one), names).scale or [0.0] * len(names)
-            pairs = zip(shape, sizes, strict=True)
-            found.append(dict(zip(names, pairs, strict=True)))
+            level = placed(of_level(image, one), names)
+            pairs = zip(shape, level.scale or [0.0] * len(names), strict=True)
+            found.append(dict(zip(level.axes or names, pairs, strict=True)))
     except Exception as error:
         raise InputError(f"{path}: its OME multiscales make no sense ({first_line(error)}); correct them") from error
     return found

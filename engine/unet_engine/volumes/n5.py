@@ -24,6 +24,7 @@ from unet_engine.volumes.axis_names import letter
 from unet_engine.volumes.base import Array, Selection, StoredVolume, Volume
 from unet_engine.volumes.files import Part
 from unet_engine.volumes.frame import covered
+from unet_engine.volumes.resolution import unlike
 from unet_engine.volumes.transformations import axes_of, of_level, placed
 from unet_engine.volumes.witness import changed_since
 
@@ -80,7 +81,7 @@ class N5Format:
             stored_spacing=found.scale,
             stored_translation=found.translation,
             unit=found.unit,
-            notes=found.notes,
+            notes=(*found.notes, *_unlike(path, said, _top(folder), names)),
             folder=str(folder),
             block=block,
             codec=_codec(path, said),
@@ -139,6 +140,18 @@ def _around(folder: Path) -> Mapping[str, Any]:
 def _top(folder: Path) -> Mapping[str, Any]:
     """What the full resolution says of itself, of which the dataset is a level."""
     return _attributes(folder.parent / "s0") if _is_level(folder) else {}
+
+
+def _unlike(path: str, said: Mapping[str, Any], top: Mapping[str, Any], names: str) -> tuple[str, ...]:
+    """What is told where a level is unlike the full resolution."""
+    if not isinstance(top.get("dimensions"), list) or len(top["dimensions"]) != len(names):
+        return ()
+    here, full = ((str(s.get("dataType")), _channels(s["dimensions"], names)) for s in (said, top))
+    return unlike(path, here, full)
+
+
+def _channels(dimensions: Sequence[Any], names: str) -> int:
+    return int(dimensions[::-1][names.index("c")]) if "c" in names else 1
 
 
 def _is_level(folder: Path) -> bool:
@@ -381,6 +394,8 @@ class N5Volume(StoredVolume):
         if kind > 1 or ndim != len(self.block) or len(data) < begin:
             raise ValueError("it is no block of this dataset")
         shape = tuple(int(n) for n in reversed(np.frombuffer(data, ">u4", ndim, _HEAD)))
+        if kind == 1 and (count := int(np.frombuffer(data, ">u4", 1, begin - 4)[0])) != prod(shape):
+            raise ValueError(f"it is a block of varying length, of {count:,} numbers, and has {prod(shape):,} voxels")
         if any(n > b for n, b in zip(shape, self.block, strict=True)):
             raise ValueError(f"it says that it has {shape} voxels, and a block has {self.block}")
         size = prod(shape) * self.stored_dtype.itemsize

@@ -105,6 +105,7 @@ def _described(path: str, image: Any) -> Described:
         unit=unit,
         notes=notes,
         timing=_timing(image) if "t" in axes else None,
+        channel_names=tuple(proxy.dtype.names or ()),
         parts=tuple(Part.of(file) for file in sorted(files)),
         supposed="t" * ("t" in axes),  # by its place alone, at which many tools store channels
     )

@@ -20,7 +20,7 @@ from unet_engine.volumes import account, geozarr
 from unet_engine.volumes.cf import only_volume
 from unet_engine.volumes.collection import images, listed
 from unet_engine.volumes.frame import Frame
-from unet_engine.volumes.resolution import Resolution
+from unet_engine.volumes.resolution import Resolution, unlike
 from unet_engine.volumes.transformations import axes_of, of_level, placed
 
 _INVALID = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError)
@@ -92,7 +92,8 @@ def named_resolution(path: str, array: zarr.Array) -> Resolution | None:
             for image in _multiscales(group) or ():
                 for level in image["datasets"]:
                     if posixpath.normpath(str(level["path"]).strip("/")) == inside:
-                        return _of_group(_described(array, image, level), group)
+                        found = _of_group(_described(array, image, level), group)
+                        return found if level is image["datasets"][0] else _as_level(path, found, image, group)
         except _INVALID as error:
             notes.append(
                 f"the OME multiscales of {above} are not valid ({first_line(error)}): "
@@ -104,7 +105,9 @@ def named_resolution(path: str, array: zarr.Array) -> Resolution | None:
 def _of_group(found: Resolution, group: zarr.Group) -> Resolution:
     """`found` with what else the group says: names of channels, and the frame that this engine wrote, which says more
     than scale and translation can. One that these contradict is of another level, or was left behind."""
-    found = replace(found, channel_names=_channels(group))
+    called, axes = _channels(group), found.axes or ()
+    if "c" in axes and len(called) == found.array.shape[axes.index("c")]:  # else they are those of another level
+        found = replace(found, channel_names=called)
     try:
         frame = Frame.from_facts(dict(group.attrs)[account.KEY]["frame"])
     except _INVALID:
@@ -125,6 +128,17 @@ def _of_group(found: Resolution, group: zarr.Group) -> Resolution:
         if abs(found.scale[at] - size) > near or elsewhere:
             return found
     return replace(found, frame=frame)
+
+
+def _as_level(path: str, found: Resolution, image: Mapping[str, Any], group: zarr.Group) -> Resolution:
+    """`found` with what is told where it is unlike the full resolution."""
+    try:
+        full = zarr.open_array(group.store_path / str(image["datasets"][0]["path"]), mode="r")
+    except Exception:  # it is not what is read
+        return found
+    at = found.axes.index("c") if found.axes and "c" in found.axes else None
+    here, other = ((str(a.dtype), 1 if at is None else a.shape[at]) for a in (found.array, full))
+    return replace(found, notes=(*found.notes, *unlike(path, here, other)))
 
 
 def _above(path: str) -> Iterator[tuple[str, str]]:
@@ -170,6 +184,7 @@ def _described(array: zarr.Array, image: Mapping[str, Any], level: Mapping[str, 
         raise ValueError(f"{len(axes)} axes for an array with {array.ndim}")
     units = {str(a["name"]).lower(): _unit(a.get("unit")) for a in declared if isinstance(a, dict)}
     found = placed(of_level(image, level), axes or ())
+    axes = found.axes or axes
     if any(values is not None and len(values) != array.ndim for values in (found.scale, found.translation)):
         raise ValueError(f"scale or translation do not fit the {array.ndim} axes of {level['path']!r}")
     spatial = {a: u for a, u in units.items() if a in ("z", "y", "x")}

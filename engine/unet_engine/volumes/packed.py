@@ -19,7 +19,7 @@ from unet_engine.errors import InputError
 from unet_engine.paths import is_local
 from unet_engine.storage import scratch, written_numbers
 from unet_engine.units import brief, size
-from unet_engine.volumes import pictures, slabs
+from unet_engine.volumes import alpha, pictures, slabs
 from unet_engine.volumes.axes import check_sizes, checked_axes
 from unet_engine.volumes.base import Format, Timing, Volume
 from unet_engine.volumes.files import Part, PlainVolume, plain_chunks
@@ -54,6 +54,7 @@ class Described:
     notes: tuple[str, ...] = ()
     timing: Timing | None = None
     parts: tuple[Part, ...]
+    channel_names: tuple[str, ...] = ()
     supposed: str = ""
     """See `Volume.supposed`."""
 
@@ -125,6 +126,8 @@ def volume_of(opened_by: Format, path: str, said: Described, axes: str | None) -
         for part in homes:
             part.check_length(said.offset + length)
     linear = Linear.of(said.dtype, said.slope, said.intercept)
+    called = said.channel_names if "c" in names and said.shape[names.index("c")] == len(said.channel_names) else ()
+    seen, doubts = alpha.settled(path, alpha.named(called, {}, len(called)), len(called))
     spacing = frame.spacing if frame else said.spacing
     common: dict[str, Any] = {
         "path": path,
@@ -136,7 +139,9 @@ def volume_of(opened_by: Format, path: str, said: Described, axes: str | None) -
         "stored_spacing": _stored(names, spacing, 1.0),
         "stored_translation": _stored(names, frame.translation, 0.0) if frame else None,
         "unit": said.unit if spacing else None,
-        "notes": tuple(notes),
+        "notes": (*notes, *doubts),
+        "channel_names": called,
+        "alpha": seen,
         "timing": said.timing if "t" in names else None,
         "frame": frame,
         "opened_by": opened_by,

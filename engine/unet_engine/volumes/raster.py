@@ -36,8 +36,10 @@ _ENDINGS = (".vrt", ".jp2", ".j2k")
 _TIFF = (".tif", ".tiff", ".gtiff")
 ENDINGS = (*_TIFF, *_ENDINGS[1:])
 """Of what lies in one file."""
-_GEO_TAGS = {33550, 33922, 34264, 34735, 42112, 42113}
-"""Tags of GeoTIFF and GDAL."""
+_GEO_TAGS = {33550, 33922, 34264, 34735, 42112, 42113, 50844}
+"""Tags of GeoTIFF and GDAL; the last is of rational polynomials."""
+_WORLD = (".tfw", ".tifw", ".tiffw", ".wld")
+"""Endings of world files, which say in six numbers where the raster beside them lies."""
 _DRIVERS = {".vrt": "VRT", ".jp2": "JP2OpenJPEG", ".j2k": "JP2OpenJPEG"}
 """By ending; what is called otherwise is a TIFF. Named, so that no other of GDAL's many readers is tried on a file."""
 _CACHE_BYTES = 2**26
@@ -50,7 +52,7 @@ class RasterFormat:
             return file.partition("?")[0].lower().endswith(".vrt")
         if has_ending(file, *_ENDINGS):
             return True
-        return has_ending(file, *_TIFF) and (MASK in said(path) or _is_geotiff(file))
+        return has_ending(file, *_TIFF) and (MASK in said(path) or _is_geotiff(file) or _has_world_file(file))
 
     def located(self, path: str, image: str | None, level: int | None) -> str:
         """The overview of this level, 0 being the full resolution. Raises `InputError` for an image of one."""
@@ -101,6 +103,10 @@ def _is_geotiff(file: str) -> bool:
             return is_geotiff(opened)
     except OSError:
         return False
+
+
+def _has_world_file(file: str) -> bool:
+    return any(Path(file).with_suffix(cased).is_file() for one in _WORLD for cased in (one, one.upper()))
 
 
 def is_geotiff(opened: Any) -> bool:
@@ -313,8 +319,11 @@ def _notes(rasterio: Any, path: str, data: Any, bands: Iterable[int], alpha: lis
             if KEY.upper() in data.tags()
             else f"{path} has a palette, so that its values number classes or colours: voxels are taken as they are stored"
         )
-    if not data.crs and (data.gcps[0] or data.rpcs):
-        found.append(f"{path} says by control points where it lies, and those are left out")
+    if data.transform.is_identity and (data.gcps[0] or data.rpcs):
+        how = "control points" if data.gcps[0] else "rational polynomials (RPC)"
+        found.append(f"{path} says by {how} where it lies, and those are left out; gdalwarp lays it on a map")
+    elif data.transform.is_identity and data.crs:
+        found.append(f"{path} names a reference system and not where in it it lies: taken to lie nowhere")
     return tuple(found)
 
 
@@ -323,7 +332,7 @@ def _placed(data: Any) -> tuple[Frame | None, str | None]:
     a, b, c, d, e, f = tuple(data.transform)[:6]
     turned = [[a, b, c + (a + b) / 2], [d, e, f + (d + e) / 2]]
     if (
-        (data.transform.is_identity and not data.crs)
+        data.transform.is_identity  # is what GDAL gives where nothing says it, and what it does not write
         or not all(isfinite(v) for row in turned for v in row)
         or a * e == b * d
     ):

@@ -16,6 +16,20 @@ from unet_engine.volumes.axis_names import letter
 from unet_engine.volumes.frame import Frame
 
 
+def unlike(path: str, here: tuple[str, int], full: tuple[str, int]) -> tuple[str, ...]:
+    """What the user is told of the level at `path` whose type and number of channels are not those of the full
+    resolution, of which models know the values and the order of channels."""
+    (kind, count), (other, others) = here, full
+    found = []
+    if kind != other:
+        found.append(f"{path} is a level of {kind} of a pyramid of {other}: its values are read as they are stored")
+    if count != others:
+        found.append(
+            f"{path} is a level whose channels number {count}, of a pyramid of {others}: which these are is not said"
+        )
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class Resolution:
     """An array, and what it or the group around it says of it: per axis as they are stored."""

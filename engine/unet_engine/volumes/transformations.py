@@ -18,6 +18,8 @@ class Placed:
     translation: list[float] | None = None
     frame: Frame | None = None
     """Where the spatial axes are turned or sheared."""
+    axes: tuple[str, ...] | None = None
+    """What the axes of the array are called, where they are not those of the coordinate system in their order."""
 
 
 def axes_of(image: Mapping[str, Any]) -> list[Any]:
@@ -28,7 +30,12 @@ def axes_of(image: Mapping[str, Any]) -> list[Any]:
     if not systems:
         return []
     moves = image["datasets"][0].get("coordinateTransformations") or [{}]
-    return list(systems.get(_name(moves[-1].get("output")), next(iter(systems.values()))))
+    wanted = _name(moves[-1].get("output"))
+    if wanted is not None and wanted not in systems and len(systems) > 1:
+        raise ValueError(
+            f"its levels lie in the coordinate system {wanted!r}, and there are {', '.join(map(str, systems))}"
+        )
+    return list(systems.get(wanted, next(iter(systems.values()))))
 
 
 def _name(of: Any) -> Any:
@@ -36,11 +43,20 @@ def _name(of: Any) -> Any:
     return of.get("name") if isinstance(of, Mapping) else of
 
 
+def _begin(move: Mapping[str, Any]) -> Any:
+    of = move.get("input")
+    return of.get("name", of.get("path")) if isinstance(of, Mapping) else of
+
+
 def of_level(image: Mapping[str, Any], level: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The transformations of a level, in order. In 0.6 those of the image lead on to other coordinate systems, and are
     none of the level's. Raises `ValueError` for such as an earlier version does not know."""
     own = list(level.get("coordinateTransformations") or ())
     if image.get("coordinateSystems"):
+        begins = [_begin(move) for move in own]
+        if any(begin is not None and begin == begins[0] for begin in begins[1:]):
+            led = ", ".join(str(_name(move.get("output"))) for move in own)
+            raise ValueError(f"its levels lie in several coordinate systems ({led}), and which is meant is not said")
         return own
     moves = [*own, *(image.get("coordinateTransformations") or ())]
     for move in moves:
@@ -89,13 +105,24 @@ def _turned(moves: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Placed:
     spatial = [i for i, a in enumerate(axes) if a in "zyx"]
     if any(matrix[i][j] for i in range(n) for j in range(n) if i != j and not {i, j} <= set(spatial)):
         raise ValueError("a transformation mixes axes of space with others")
-    if not any(matrix[i][j] for i in spatial for j in spatial if i != j):
-        return Placed([matrix[i][i] for i in range(n)], origin)
+    if not _is_straight(
+        matrix, spatial
+    ):  # the names are those of the world: an array has its x last, whatever turns it
+        slowest_first = iter(sorted((axes[i] for i in spatial), key="zyx".index))
+        names = [next(slowest_first) if i in spatial else a for i, a in enumerate(axes)]
+        rows_of = [axes.index(a) for a in names]
+        matrix, origin, axes = [matrix[i] for i in rows_of], [origin[i] for i in rows_of], names
+    if _is_straight(matrix, spatial):
+        return Placed([matrix[i][i] for i in range(n)], origin, axes=tuple(axes))
     ordered = [axes.index(a) for a in "zyx" if a in axes]
     rows = tuple(tuple(matrix[i][j] for j in ordered) for i in reversed(ordered))
     frame = Frame(rows, tuple(origin[i] for i in reversed(ordered)))
     sizes = [hypot(*(matrix[i][j] for i in spatial)) if j in spatial else matrix[j][j] for j in range(n)]
-    return Placed(sizes, origin, frame)
+    return Placed(sizes, origin, frame, tuple(axes))
+
+
+def _is_straight(matrix: Sequence[Sequence[float]], spatial: Sequence[int]) -> bool:
+    return not any(matrix[i][j] for i in spatial for j in spatial if i != j)
 
 
 _Linear = tuple[list[list[float]], list[float]]

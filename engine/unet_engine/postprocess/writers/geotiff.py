@@ -3,6 +3,7 @@ class and its name."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from unet_engine.volumes.nodata import same, union
 _TILE = 512
 _CACHE_BYTES = 2**26
 _TAG = KEY.upper()
+_NOWHERE = [[1.0, 0.0, 0.5], [0.0, 1.0, 0.5]]
+"""The place that GDAL takes for none."""
 
 
 class GeoTiffWriter:
@@ -52,6 +55,8 @@ class GeoTiffWriter:
     def losses(self, content: Content) -> list[str]:
         others = [f"{value:g}" for value in union(content.missing)[1:]]
         found = [f"a GeoTIFF has one value of nodata: {', '.join(others)} is left out"] if others else []
+        if content.frame and content.frame.affine == _NOWHERE:
+            found.append("a GeoTIFF does not say that pixels of size 1 begin at 0, which means nowhere in it")
         if content.gaps is None:
             return found
         return [*found, "a GeoTIFF has one mask for all bands: what is left out of some alone is written as it is"]
@@ -78,8 +83,10 @@ class GeoTiffWriter:
     def account(self, path: str) -> Mapping[str, Any] | None:
         import rasterio
 
-        with rasterio.Env(), rasterio.open(path) as data:
-            return account_in(data.tags().get(_TAG))
+        with rasterio.Env(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nothing says where it lies
+            with rasterio.open(path) as data:
+                return account_in(data.tags().get(_TAG))
 
 
 def _write(rasterio: Any, place: Path, content: Content, packed: Mapping[str, Any]) -> None:
