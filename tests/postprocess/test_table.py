@@ -182,6 +182,40 @@ def test_a_chunk_that_changed_between_two_attempts_is_looked_at_again(tmp_path):
     assert [int(row["voxels"]) for row in rows(tmp_path / "t.csv")] == [38, 12, 24]
 
 
+@pytest.mark.parametrize(
+    ("said", "means"),
+    [
+        ({"nodata": -99}, [[10, 10], [7, np.nan]]),
+        ({"nodatavals": [-99, None]}, [[10, 10], [7, -99]]),
+        ({}, [[-44.5, 10], [-46, -99]]),
+    ],
+)
+def test_means_are_over_what_was_measured(tmp_path, said, means):
+    labels = np.repeat(np.array([1, 2], np.uint8), 32).reshape(2, 4, 8)
+    image = np.stack([np.where(labels == 1, 10, 7), np.where(labels == 1, 10, -99)]).astype("i2")
+    image[0, :, :2] = -99
+    make_volume(tmp_path / "i.zarr", image, axes="czyx", attributes=said)
+    path = make_volume(tmp_path / "l.zarr", labels)
+    assert cli("table", path, tmp_path / "t.csv", "--intensity", tmp_path / "i.zarr").code == 0
+    found = [[float(row[f"mean_intensity_{c}"]) for c in (0, 1)] for row in rows(tmp_path / "t.csv")]
+    np.testing.assert_array_equal(found, means)
+
+
+def test_means_leave_out_what_the_run_was_told_and_what_alpha_says(tmp_path):
+    image = np.full((2, 4, 8), 10, "i2")
+    image[:, :2], image[:, 3] = -99, 6
+    path = make_volume(tmp_path / "l.zarr", np.ones((2, 4, 8), np.uint8), ome="0.5", axes="zyx")
+    scan = make_volume(tmp_path / "i.zarr", image)
+    header = {"output": "labels", "complete": True, "input": scan, "outside": {"nodata": ["-99"]}}
+    zarr.open_group(path, mode="r+").attrs["unet_engine"] = header
+    assert cli("table", path, tmp_path / "t.csv").code == 0
+    assert float(rows(tmp_path / "t.csv")[0]["mean_intensity"]) == 8
+    alpha = np.stack([image, np.where(image == 6, 0, 255)])
+    seen = make_volume(tmp_path / "a.zarr", alpha, axes="czyx", attributes={"color_interp": ["gray", "alpha"]})
+    assert cli("table", path, tmp_path / "t.csv", "--intensity", seen, "--nodata", "none", "--overwrite").code == 0
+    assert float(rows(tmp_path / "t.csv")[0]["mean_intensity"]) == pytest.approx((-99 * 2 + 10) / 3)
+
+
 def test_an_image_of_another_grid_is_refused(tmp_path):
     _, image, path = small(tmp_path)
     scan = make_volume(tmp_path / "scan.zarr", image[:, :-1])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from unet_engine.errors import InputError, first_line
 from unet_engine.postprocess.source import Source
 from unet_engine.postprocess.table import check_image
 from unet_engine.units import Tell
+from unet_engine.volumes.nodata import same, union
 
 
 def image_of(source: Source, given: str | None, tell: Tell) -> Source | None:
@@ -22,4 +25,12 @@ def image_of(source: Source, given: str | None, tell: Tell) -> Source | None:
     except InputError as error:
         tell(f"no intensities, as the image that the labels were made of is not to be had: {first_line(error)}")
         return None
-    return image
+    return _as_read(image, source.header.get("outside"))
+
+
+def _as_read(image: Source, outside: object) -> Source:
+    """`image` without the values, too, that its run was told of (``--nodata``), as the header of the labels has them:
+    those of all channels."""
+    said = outside.get("nodata") if isinstance(outside, dict) and "nodata_of" not in outside else None
+    own = same(image.open().missing)
+    return replace(image, nodata=union((own, tuple(map(float, said))))) if said and own is not None else image

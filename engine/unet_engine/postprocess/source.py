@@ -26,6 +26,7 @@ from unet_engine.volumes.nodata import union, where
 from unet_engine.volumes.pick import ALL, Pick
 from unet_engine.volumes.turn import Turn
 from unet_engine.volumes.turned import Turned
+from unet_engine.volumes.validity import marked, void
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,13 @@ class Source:
                 raise self._no_label(voxels.min(), box)
             return voxels.view(voxels.dtype.str.replace("i", "u"))
         return voxels
+
+    def unmeasured(self, box: Box, voxels: Array) -> Array | None:
+        """Which of `voxels`, (channels, *box.shape), were not measured: by `nodata`, else the values that the volume
+        names, and by its masks; None where all were. Raises `DataError`."""
+        volume = self.open()
+        values = volume.missing if self.nodata is None else (self.nodata,) * len(voxels)
+        return marked(voxels, values, void(volume, box))
 
     @property
     def _background(self) -> tuple[float, ...]:

@@ -28,7 +28,7 @@ from unet_engine.volumes.base import Volume
 from unet_engine.volumes.laid import start_in, turn_to
 from unet_engine.volumes.turned import Turned
 
-FORMAT = 2
+FORMAT = 3
 """Changes whenever the same volumes would give another table than an earlier version's."""
 VOXELS = 2**22
 """Of a block, whatever memory there is: sums of floating point numbers depend on it."""
@@ -52,12 +52,16 @@ class Table:
     def look(self, index: Index, box: Box) -> Found:
         """Sums over the objects in the box, by ascending number, see `_sums`."""
         labels = self.source.labels(box)
-        image = self.image.open().read(box.shift(self.start)) if self.image else None
+        image = absent = None
+        if self.image:
+            there = box.shift(self.start)
+            image = self.image.open().read(there)
+            absent = self.image.unmeasured(there, image)
         parts = []
         step = max(1, SLAB // max(1, labels[0].size))
         for lo in range(0, len(labels), step):
-            piece = None if image is None else image[:, lo : lo + step]
-            parts.append(_sums(labels[lo : lo + step], piece, (box.lo[0] + lo, *box.lo[1:])))
+            piece, nowhere = (None if one is None else one[:, lo : lo + step] for one in (image, absent))
+            parts.append(_sums(labels[lo : lo + step], piece, nowhere, (box.lo[0] + lo, *box.lo[1:])))
         return merged(parts)
 
     def changed(self, box: Box, since: float) -> str | None:
@@ -69,9 +73,10 @@ class Table:
         return (added(rows) for rows in Runs.of(self.folder, self.room, (one for _, one in found)))
 
 
-def _sums(labels: Array, image: Array | None, corner: Sequence[int]) -> Found:
-    """Of each number but 0: how many voxels, sums of their coordinates, the box around them, sums of the image by
-    channel. labels: in C order; corner: where their first voxel lies in the volume"""
+def _sums(labels: Array, image: Array | None, absent: Array | None, corner: Sequence[int]) -> Found:
+    """Of each number but 0: how many voxels, sums of their coordinates, the box around them; by channel of the image
+    how many voxels were measured, and their sum. labels: in C order; absent: which voxels of the image were not
+    measured, None: all were; corner: where their first voxel lies in the volume"""
     flat, width = labels.reshape(-1), labels.shape[-1]
     differ = np.concatenate([[True], flat[1:] != flat[:-1]])
     differ[::width] = True  # a run lies in one row
@@ -98,8 +103,13 @@ def _sums(labels: Array, image: Array | None, corner: Sequence[int]) -> Found:
         np.maximum.at(found["hi"][:, axis], group, last[axis] + 1)
     if image is not None:
         kind = _sum_type(image.dtype)
+        counts = [lengths_kept] * len(image)
+        if absent is not None:
+            image = np.where(absent, np.zeros((), image.dtype), image)
+            counts = [np.add.reduceat(~channel.reshape(-1), begin, dtype=np.int64)[kept] for channel in absent]
         values = [np.add.reduceat(channel.reshape(-1), begin, dtype=kind)[kept] for channel in image]
         found["image"] = np.stack([_added(group, v, len(ids)) for v in values], 1)
+        found["measured"] = np.stack([_added(group, v, len(ids)) for v in counts], 1)
     return found
 
 
@@ -159,7 +169,7 @@ def table(
     boxes = Boxes(volume.shape, block_of(volume.shape, volume.chunks, VOXELS))
     identity = {
         "pass": "table", "format": FORMAT, "input": source.name, "shape": list(volume.shape),
-        "image": image.fingerprint if image else None, "start": list(start), "block": list(boxes.block),
+        "image": image.name if image else None, "start": list(start), "block": list(boxes.block),
     }  # fmt: skip
     if image and image.turn:
         identity["turn"] = [list(image.turn.order), list(image.turn.backwards)]
@@ -284,11 +294,12 @@ def columns_of(
     for i, a in enumerate(volume.spatial):
         columns |= {f"voxel_{a}0": sums["lo"][:, i], f"voxel_{a}1": sums["hi"][:, i]}
     if "image" in sums:
-        columns |= dict(_means(sums["image"], count, channel_names))
+        columns |= dict(_means(sums["image"], sums["measured"], channel_names))
     return columns
 
 
-def _means(sums: Array, count: Array, names: Sequence[str]) -> Iterator[tuple[str, Array]]:
-    for i, column in enumerate(sums.T):
+def _means(sums: Array, counts: Array, names: Sequence[str]) -> Iterator[tuple[str, Array]]:
+    """By channel, over what was measured in it; NaN where nothing was."""
+    for i, (column, count) in enumerate(zip(sums.T, counts.T, strict=True)):
         name = "" if sums.shape[1] == 1 else f"_{names[i] if i < len(names) and names[i] else i}"
-        yield f"mean_intensity{name}", column / np.maximum(count, 1)
+        yield f"mean_intensity{name}", np.where(count > 0, column / np.maximum(count, 1), np.nan)
