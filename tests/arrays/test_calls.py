@@ -178,6 +178,42 @@ def test_it_is_not_written_into_what_is_read(model, kind):
     unet_engine.predict(values[0], model, out=values[1], progress=False)  # beside it
 
 
+@pytest.mark.parametrize("kind", ["zarr", "level", "npy", "npy twice", "joined", "hdf5", "mask"])
+def test_it_is_not_written_into_what_a_path_names(model, kind, tmp_path):
+    values = np.random.default_rng(7).integers(0, 2, (12, 8, 8)).astype(np.uint8)
+    place, settings = make_volume(tmp_path / "a.zarr", values), {}
+    given, out = place, zarr.open_array(place, mode="r+")
+    if kind == "level":
+        given = make_volume(tmp_path / "i.zarr", values, ome="0.5", axes="zyx")
+        out = zarr.open_group(given, mode="r+")["0"]
+    elif kind.startswith("npy"):
+        given = str(tmp_path / "a.npy")
+        np.save(given, values)
+        out = np.load(given, mmap_mode="r+")[:]
+        given = np.load(given, mmap_mode="r") if kind == "npy twice" else given
+    elif kind == "joined":
+        given = f"{make_volume(tmp_path / 'b.zarr', values)}+{place}"
+        settings = {"input_channels": "1"}
+    elif kind == "hdf5":
+        out = pytest.importorskip("h5py").File(tmp_path / "a.h5", "w").create_dataset("data", data=values)
+        out.file.flush()
+        given = str(tmp_path / "a.h5")
+    elif kind == "mask":
+        given, settings = values, {"mask": place, "roi": "0:4,:,:"}
+    before = values.copy()
+    with pytest.raises(OutputError, match="out lies where the voxels do"):
+        unet_engine.predict(given, model, out=out, progress=False, **settings)
+    np.testing.assert_array_equal(np.asarray(out[...]), before)
+
+
+def test_it_is_written_beside_what_is_read(model, tmp_path):
+    values = np.random.default_rng(7).integers(0, 2, (12, 8, 8)).astype(np.uint8)
+    given = make_volume(tmp_path / "i.zarr", values, ome="0.5", axes="zyx")
+    out = zarr.open_group(given, mode="r+").create_array("labels/cells/0", shape=values.shape, dtype=values.dtype)
+    expected = unet_engine.predict(values, model, progress=False)
+    np.testing.assert_array_equal(unet_engine.predict(given, model, out=out, progress=False)[...], expected)
+
+
 @pytest.mark.parametrize("option", [{"nodata": "-99", "outside": "9"}, {"replace_nonfinite": 7}])
 @pytest.mark.parametrize("kind", ["numpy", "dask", "xarray", "torch"])
 def test_what_is_given_is_left_as_it_was(model, kind, option):

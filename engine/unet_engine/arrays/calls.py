@@ -89,7 +89,7 @@ def predict(
         a Zarr group or store with an OME-Zarr image; or a path. It is read by block.
     model: a path or URL, several, what `unet_engine.open_model` gives, or a torch module (which is exported first;
         `window` says for which size)
-    out: an array to write into, of the result's shape and type, none of whose voxels are those of `array`; default: one
+    out: an array to write into, of the result's shape and type, none of whose voxels are those of `array` or the mask; default: one
         is made
     spacing, unit: distance of voxels along z, y, x as far as present, where the array does not say it
     progress: show a bar; default: on terminals and in notebooks
@@ -106,7 +106,7 @@ def predict(
         source = source and source.written_into(out)
         given, asked = _opened(source, model, settings, stack)
         crew = LocalTeam(Settings.of(input=place, **asked), given=given)
-        sink = crew.sink = ArraySink(maker(source.result_kind if source else "zarr", out))
+        sink = crew.sink = ArraySink(maker(source.result_kind if source else "zarr", out), out)
         stack.callback(crew.close)
         prepared = crew.prepare()
         with bar(prepared.job.plan.call_count, crew) if progress is not False else nullcontext():

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from unet_engine.arrays.apart import check_apart
 from unet_engine.arrays.volume import Source
 from unet_engine.errors import OutputError
 from unet_engine.output.layout import Layout
-from unet_engine.pipeline.job import Job
 from unet_engine.plan.box import Box
+from unet_engine.prepare.prepare import Prepared
 from unet_engine.units import times
 from unet_engine.volumes.base import Array
 
@@ -20,12 +21,16 @@ from unet_engine.volumes.base import Array
 class ArraySink:
     """Writes blocks into an array, see `unet_engine.pipeline.worker.Sink`."""
 
-    def __init__(self, made: Callable[[Layout], Any]) -> None:
+    def __init__(self, made: Callable[[Layout], Any], out: Any) -> None:
         self.array: Any = None
-        self._made, self._lock = made, threading.Lock()
+        self._made, self._out, self._lock = made, out, threading.Lock()
 
-    def __call__(self, job: Job) -> ArraySink:
-        """The same, for this job."""
+    def __call__(self, prepared: Prepared) -> ArraySink:
+        """The same, for this run. Raises `OutputError` where `out` lies in what it reads."""
+        survey, job = prepared.survey, prepared.job
+        if self._out is not None:
+            for volume in (survey.scan, *((survey.mask.volume,) if survey.mask else ())):
+                check_apart(volume, self._out)
         self.layout = job.layout
         self.array = self._made(job.layout)
         if job.layout.begin is not None:  # not all of it is written

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from unet_engine.errors import InputError, OutputError, first_line
+from unet_engine.arrays.apart import overwritten, same_place, share_memory
+from unet_engine.errors import InputError, first_line
 from unet_engine.paths import plain
 from unet_engine.units import unit_name
 from unet_engine.volumes import alpha
@@ -42,8 +43,8 @@ class ArrayVolume(StoredVolume):
     def _oriented(self, stored: Array) -> Array:
         """Never a view of what is given: who reads may write to voxels, as where nothing was measured. Raises
         `OutputError` for voxels of the target."""
-        if _share_memory(self.target, stored):
-            raise _overwritten()
+        if share_memory(self.target, stored):
+            raise overwritten()
         voxels = super()._oriented(stored)
         return voxels.copy() if np.may_share_memory(voxels, stored) else voxels
 
@@ -70,26 +71,9 @@ class Source:
         file; where both lie in one memory, reading does."""
         if out is None or not isinstance(self.volume, ArrayVolume):
             return self
-        stores = [getattr(array, "store_path", None) for array in (self.given, out)]
-        files = [getattr(array, "id", None) for array in (self.given, out)]
-        if any(one is not None and one == other for one, other in (stores, files)):
-            raise _overwritten()
+        if same_place(self.given, out):
+            raise overwritten()
         return replace(self, volume=replace(self.volume, target=out))
-
-
-def _overwritten() -> OutputError:
-    return OutputError("out lies where the voxels do, which are read while the result is written; give another array")
-
-
-def _share_memory(target: Any, voxels: Array) -> bool:
-    """Whether a write to `target`, whatever that is, changes any of `voxels`; also where that takes long to tell."""
-    known = target.values if type(target).__module__.startswith("xarray.") else target
-    if not isinstance(known, np.ndarray) or not np.may_share_memory(known, voxels):
-        return False
-    try:
-        return bool(np.shares_memory(known, voxels, max_work=10**4))  # type: ignore[arg-type]  # its stub has names for two numbers alone
-    except np.exceptions.TooHardError:
-        return True
 
 
 def kind_of(array: Any) -> str | None:

@@ -15,7 +15,7 @@ from unet_engine.execution.relay import Leg
 from unet_engine.execution.team import Pending
 from unet_engine.hanging import watched
 from unet_engine.pipeline.columns import ALWAYS, run_columns
-from unet_engine.pipeline.job import Counters, Job
+from unet_engine.pipeline.job import Counters
 from unet_engine.pipeline.worker import Opened, Sink, Worker
 from unet_engine.prepare.given import NOTHING, Given, Ready
 from unet_engine.prepare.looking import Watched
@@ -37,7 +37,7 @@ class LocalTeam:
     def __init__(self, settings: Settings, tell: Tell = silent, given: Given = NOTHING, leg: Leg | None = None) -> None:
         """given: what is open already; leg: its part among the volumes of one command"""
         self._settings, self._tell, self._given, self._leg = settings, tell, given, leg
-        self.sink: Callable[[Job], Sink] | None = None
+        self.sink: Callable[[Prepared], Sink] | None = None
         """Makes what takes the place of the output, where blocks are to be kept elsewhere."""
         self.workers: list[Worker] = []
         """One for each device, once it is prepared."""
@@ -64,7 +64,7 @@ class LocalTeam:
         volume = surveyed.volume
         shared = volume if self._given.volume or volume.units or volume.held_bytes or volume.pieces else None
         # the first takes over the network that planning loaded
-        kept = self.sink(prepared.job) if self.sink else None
+        kept = self.sink(prepared) if self.sink else None
         opened = [Opened(shared, network=prepared.network, output=kept)]
         opened += [Opened(shared, network=self._leg.other(d) if self._leg else None, output=kept) for d in devices[1:]]
         self.workers = [
