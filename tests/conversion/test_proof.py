@@ -18,6 +18,7 @@ from support import networks  # noqa: E402
 from unet_engine.errors import ModelError  # noqa: E402
 from unet_engine.model.file import open_model  # noqa: E402
 from unet_engine.model.spec import ModelSpec  # noqa: E402
+from unet_export.conversion.exporters import from_module  # noqa: E402
 from unet_export.conversion.onnx_export import export_onnx  # noqa: E402
 from unet_export.conversion.probe import probe  # noqa: E402
 from unet_export.conversion.proof import LARGEST_TOLERANCE, TOLERANCE, Comparison, proved, tried  # noqa: E402
@@ -167,3 +168,26 @@ def test_data_without_history_is_exported_as_it_is_computed(tmp_path):
     export_onnx(Padded().eval(), spec_of(channels=3), tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
     assert session.run(None, {"input": np.ones((1, 1, 16, 16), np.float32)})[0].shape == (1, 3, 16, 16)
+
+
+class OwnWindows(nn.Module):
+    """Attends within windows of 3 voxels that it pads its image for, as SwinUNETR does in each of its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 4, 2, 2), nn.ConvTranspose2d(4, 2, 2, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        (h, w), more = x.shape[2:], [(3 - n % 3) % 3 for n in x.shape[2:]]
+        x = nn.functional.pad(x, (0, more[1], 0, more[0]))
+        b, c, rows, columns = x.shape
+        x = x.view(b, c, rows // 3, 3, columns // 3, 3).permute(0, 2, 4, 3, 5, 1).reshape(-1, 9, c)
+        x = (x @ x.transpose(1, 2)).softmax(-1) @ x
+        x = x.view(b, rows // 3, columns // 3, 3, 3, c).permute(0, 5, 1, 3, 2, 4).reshape(b, c, rows, columns)
+        return self.last(x[:, :, :h, :w])
+
+
+def test_a_network_with_windows_of_its_own_is_not_followed_through_free_sizes_for_ever():
+    with pytest.raises(ModelError, match="windows of its own"):
+        from_module(OwnWindows().eval(), spec_of((16, 16), (8, 8), (4, 4)))

@@ -230,3 +230,12 @@ def test_numbers_are_those_that_are_multiplied_with(tmp_path, change):
     network, _ = filled(tmp_path, floats_as(change))
     for name, value in network.state_dict().items():
         torch.testing.assert_close(value, RIGHT[name], rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize(("kind", "atol"), [("bfloat16", 5e-3), ("float8_e4m3fn", 0.07), ("float64", 1e-6)])
+def test_weights_of_another_type_become_float32_which_is_told(tmp_path, kind, atol):
+    network, told = filled(tmp_path, floats_as(lambda t: t.to(getattr(torch, kind))))
+    assert any(f"weights of {kind} become float32" in line for line in told)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, RIGHT[name], rtol=0, atol=atol)
+    assert not any("become" in line for line in filled(tmp_path, RIGHT)[1])

@@ -92,6 +92,15 @@ def test_a_folder_of_a_hub(tmp_path, little):
     assert model.credit.licence == "mit"
     assert model.credit.source == "segmentation-models-pytorch: Unet, resnet18, in_channels=3, classes=2"
     assert model.credit.certificate[0].largest_difference < 1e-4
+    (folder / "model.safetensors").unlink()
+    parts = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    places = {name: parts[n % 2] for n, name in enumerate(little.state_dict())}
+    for part in parts:
+        save_file({n: t for n, t in little.state_dict().items() if places[n] == part}, folder / part)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (member,) = SmpFolder().read(folder, Wanted(str(folder), "net.onnx"), print).members
+    assert all(torch.equal(t, little.state_dict()[n]) for n, t in member.network.state_dict().items())
+    assert set(SmpFolder().content(folder)) >= {folder / part for part in parts}
 
 
 @pytest.mark.parametrize("form", share(["lightning", "named", "weights", "average"], 3))

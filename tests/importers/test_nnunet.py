@@ -35,6 +35,7 @@ from unet_export.importers.base import Wanted  # noqa: E402
 from unet_export.importers.certificate import affordable, certified  # noqa: E402
 from unet_export.importers.make import _spec, make  # noqa: E402
 from unet_export.importers.nnunet.importer import NnUNet  # noqa: E402
+from unet_export.importers.nnunet.plans import Interpolated  # noqa: E402
 
 SHARED = Path(__file__).parents[3] / "shared/models/nnunet_layout"
 PATCH = (8, 16, 16)
@@ -231,6 +232,61 @@ def test_resampling_that_is_not_known_is_left_out_and_told(tmp_path):
     found, spec = read(nnunet.result_folder(tmp_path / "r", "3d_fullres", config))
     assert spec.resampling is None
     assert any("resampling as its plans have it" in line for line in found.credit.left_out)
+
+
+BY_TORCH = {"is_seg": False, "memefficient_seg_resampling": False}
+
+
+@pytest.mark.parametrize(
+    ("function", "said", "kept"),
+    [
+        ("resample_torch_fornnunet", {"force_separate_z": False}, (1, 0, False)),
+        ("resample_torch_fornnunet", {"separate_z_anisotropy_threshold": 3}, (1, 0, None)),
+        ("resample_torch_fornnunet", {"force_separate_z": True, "aniso_axis_mode": "linear"}, (1, 1, True)),
+        ("resample_data_or_seg_to_shape", {"order": 1}, (1, 0, False)),  # its own default
+        ("resample_data_or_seg_to_shape", {"force_separate_z": None}, (3, 0, None)),
+        ("resample_torch_fornnunet", {"mode": "bicubic"}, None),
+        ("resample_torch_fornnunet", {"separate_z_anisotropy_threshold": 2}, None),
+        ("resample_data_or_seg_to_shape", {"force_separate_z": None, "separate_z_anisotropy_threshold": 2}, None),
+        ("resample_torch_simple", {}, None),
+    ],
+)
+def test_functions_that_resample_are_taken_as_plans_call_them(function, said, kept):
+    assert Interpolated(**BY_TORCH, **said).splines(function) == kept
+
+
+def test_plans_that_resample_nothing_take_voxels_of_any_size_and_others_theirs(tmp_path):
+    found, spec = read(nnunet.result_folder(tmp_path / "r", "3d_fullres", untouched()))
+    assert (spec.spacing, spec.resampling, found.credit.left_out) == (None, None, ())
+    spec = read(nnunet.result_folder(tmp_path / "other", "3d_fullres", by_torch()))[1]
+    assert spec.resampling == Resampling(image=1, image_apart=0, output=1, output_apart=0, apart="anisotropic")
+    assert spec.spacing is not None
+
+
+def untouched():
+    said = {f"resampling_fn_{what}": "no_resampling_hack" for what in ("data", "probabilities")}
+    return nnunet.configuration(PATCH, **said, **{f"{key}_kwargs": {} for key in said})
+
+
+def by_torch():
+    said, function = BY_TORCH | {"force_separate_z": None}, "resample_torch_fornnunet"
+    return nnunet.configuration(
+        PATCH, resampling_fn_data=function, resampling_fn_data_kwargs=said, resampling_fn_probabilities=function,
+        resampling_fn_probabilities_kwargs=said,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spacing", [(1.1, 0.6, 0.9), (5.0, 0.9, 0.6)])
+@pytest.mark.parametrize("config", [by_torch(), untouched()])
+def test_scans_of_other_voxels_give_what_nnunet_makes_of_them_with_its_other_planners(tmp_path, config, spacing):
+    folder = nnunet.result_folder(tmp_path / "r", "3d_fullres", config, mirror=(1,))
+    scan = np.random.default_rng(1).normal(50, 200, (1, 11, 25, 33)).astype(np.float32)
+    theirs = read(folder)[0].predictor(scan, PATCH, spacing)
+    volume = make_volume(tmp_path / "v.zarr", scan[0], axes="zyx", ome="0.5", scale=spacing, unit="millimeter")
+    said = cli("run", "--in", volume, "--model", folder, "--out", "o.zarr", "--blend", "nnunet", "--output", "logits")
+    assert said.code == 0, said.err
+    np.testing.assert_allclose(result_of("o.zarr"), theirs, atol=2e-5 * np.ptp(theirs))
 
 
 def test_a_run_of_the_folder_gives_nnunets_labels_and_carries_its_certificate(tmp_path):

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._sympy.functions import Mod, PythonMod
 
 from unet_engine.errors import ModelError, first_line
 from unet_engine.model.spec import ModelSpec
@@ -36,7 +37,7 @@ def from_module(network: Any, spec: ModelSpec, rows: int | None = None) -> Any:
     shapes = dynamic_shapes(spec)
     if rows:
         del shapes[0][0]
-    with _silent(), _explained(spec.name), _Detached():
+    with _silent(), _explained(spec.name), _Traced():
         program = torch.onnx.export(
             network,
             (example,),
@@ -51,14 +52,33 @@ def from_module(network: Any, spec: ModelSpec, rows: int | None = None) -> Any:
         return forget_source(_proto(program))
 
 
-class _Detached(TorchFunctionMode):  # type: ignore[misc]  # the type checker skips torch
-    """Has ``x.data``, which tensors that are traced lose their way by, read as ``x.detach()``; MONAI's ResNet has
-    it."""
+class _Traced(TorchFunctionMode):  # type: ignore[misc]  # the type checker skips torch
+    """Has ``x.data``, which tensors that are traced lose their way by, read as ``x.detach()``; MONAI's ResNet has it.
+    And refuses what tracing does not end with, before it begins."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function == _DATA:
             return args[0].detach()
-        return function(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and any(_counts_own_windows(size) for size in result.shape):
+            raise _NotFollowed(
+                "it pads its features to multiples of windows of its own and attends within these, whose number cannot be "
+                "left open"
+            )
+        return result
+
+
+class _NotFollowed(BaseException):
+    """No `Exception`: after one the exporter tries its other ways of tracing, and prints what they come across."""
+
+
+def _counts_own_windows(size: Any) -> bool:
+    """Whether `size` is a number of windows that padded axes were cut into, several of them at once: SwinUNETR's. How
+    these divide is asked again in every layer, and never ends where sizes are free."""
+    if not isinstance(size, torch.SymInt):
+        return False
+    remainders = size.node.expr.atoms(Mod, PythonMod)
+    return len({symbol for remainder in remainders for symbol in remainder.free_symbols}) > 1
 
 
 _DATA = torch.Tensor.data.__get__
@@ -158,6 +178,8 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except ModelError:
         raise
+    except _NotFollowed as error:
+        raise ModelError(f"{name} cannot be exported: {error}; try --sizes static") from None
     except Exception as error:
         text = "\n".join(str(e) for e in _chain(error))
         found = _OPERATOR.search(text)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unet_engine.errors import ModelError, first_line
 from unet_engine.units import Tell, times
-from unet_export.conversion import safetensors_file
+from unet_export.conversion import safetensors_file, sharded
 
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What compiling and sharding put into names, at any depth."""
@@ -106,7 +106,14 @@ def _plain(held: Any, depth: int) -> Any:
 def read_plain(path: Path) -> Any:
     """What the file at `path` holds: tensors, plain values, numbers of NumPy, and inert objects in place of all others.
 
-    Raises `ModelError` where it is no PyTorch file."""
+    Raises `ModelError` where it is no PyTorch file, or one of several parts of weights; their index stands for all."""
+    if sharded.is_index(path):
+        return sharded.tensors_of(path, _read_one)
+    sharded.check_alone(path)
+    return _read_one(path)
+
+
+def _read_one(path: Path) -> Any:
     if path.suffix.lower() == ".safetensors":
         return safetensors_file.tensors_of(path)
     known: list[Any] = _numpy_types()
@@ -221,10 +228,20 @@ def fill(
     if made:
         tell(f"note: {weights.path} lacks the buffers {_some(made)}: those that the factory makes are kept")
     state = network.state_dict()
+    _tell_types(weights, given, tell)
     network.load_state_dict(
         {wanted.names[name]: _numbers(weights, prefix + name, state[wanted.names[name]]) for name in given},
         strict=False,
     )
+
+
+def _tell_types(weights: Weights, given: Mapping[str, Tensor], tell: Tell) -> None:
+    """Which types of the weights are not those that the network computes with."""
+    kinds = {str(t.dtype).removeprefix("torch.") for t in given.values() if t.is_floating_point()} - {"float32"}
+    if kinds:
+        tell(
+            f"note: {weights.path}: weights of {', '.join(sorted(kinds))} become float32, in which the network computes"
+        )
 
 
 def _numbers(weights: Weights, path: str, own: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from unet_engine.model.credit import Credit
 from unet_engine.paths import check_file
 from unet_engine.units import Tell
 from unet_engine.version import version_of
+from unet_export.conversion import sharded
 from unet_export.importers.base import Imported, Member, Wanted
 from unet_export.importers.checkpoints import hyperparameters
 from unet_export.importers.checkpoints.measured import as_weights_say, window_of
@@ -20,6 +21,7 @@ from unet_export.importers.checkpoints.smp import HOW, Named, built, name_of, pa
 from unet_export.importers.files import MOST_TEXT, Files
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pt", "model.bin")
+_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _OWN = ("encoder_name", "encoder_weights")
 _SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors", ".tar")
 
@@ -40,17 +42,18 @@ class SmpFolder:
             check_file(path / "config.json", MOST_TEXT)
             said = json.loads((path / "config.json").read_text("utf-8"))
         except (OSError, ValueError, RecursionError):
-            return any((path / name).is_file() for name in _WEIGHTS)
+            return any((path / name).is_file() for name in (*_WEIGHTS, *_INDICES))
         return isinstance(said, Mapping) and (name_of(said.get("_model_class")) is not None or "encoder_name" in said)
 
     def content(self, path: Path) -> list[Path]:
-        return [path / name for name in ("config.json", "README.md", *_WEIGHTS) if (path / name).is_file()]
+        files = [path / name for name in ("config.json", "README.md", *_WEIGHTS) if (path / name).is_file()]
+        return files + [part for name in _INDICES if (path / name).is_file() for part in _with_parts(path / name)]
 
     def read(self, path: Path, wanted: Wanted, tell: Tell) -> Imported:
         with Files(path) as files:
             said = files.mapping("config.json")
             named = parsed(wanted.smp) if wanted.smp else _of_config(path, said)
-            weights = next((name for name in _WEIGHTS if files.has(name)), None)
+            weights = next((name for name in (*_WEIGHTS, *_INDICES) if files.has(name)), None)
             if weights is None:
                 raise ModelError(f"{path} lacks model.safetensors, which holds the weights; get the folder again")
             card = files.text("README.md") if files.has("README.md") else ""
@@ -71,10 +74,10 @@ class Checkpoint:
     )
 
     def recognises(self, path: Path) -> bool:
-        return path.is_file() and path.name.lower().endswith(_SUFFIXES)
+        return path.is_file() and (path.name.lower().endswith(_SUFFIXES) or sharded.is_index(path))
 
     def content(self, path: Path) -> list[Path]:
-        return [path]
+        return _with_parts(path) if sharded.is_index(path) else [path]
 
     def read(self, path: Path, wanted: Wanted, tell: Tell) -> Imported:
         said = _said(path)
@@ -90,8 +93,15 @@ class Checkpoint:
         return _imported(str(path), named, path, hyperparameters.meaning_in(said), credit, wanted, tell)
 
 
+def _with_parts(index: Path) -> list[Path]:
+    return [index, *(index.parent / name for name in sharded.parts_of(index))]
+
+
 def _said(path: Path) -> Mapping[str, Any]:
     """The hyperparameters in the file; none of one that holds tensors alone."""
+    if sharded.is_index(path):
+        return {}
+    sharded.check_alone(path)
     if path.suffix.lower() == ".safetensors":
         from unet_export.conversion.safetensors_file import check_length
 

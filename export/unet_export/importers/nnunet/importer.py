@@ -31,9 +31,7 @@ from unet_export.importers.nnunet.plans import (
     read_json,
 )
 
-_RESAMPLED = (
-    "resampling as its plans have it: volumes of other voxels are refused, or run as they are with --ignore-spacing"
-)
+_RESAMPLED = "volumes of other voxels are refused until they are resampled so, or run as they are with --ignore-spacing"
 _REORIENTS, _CANONICAL = "NibabelIOWithReorient", "SAR"
 """The one of its readers that turns scans, and where their z, y and x point then; the others leave them as they lie."""
 
@@ -114,7 +112,14 @@ class _Source:
         members = tuple(Member(f"fold_{fold}", net) for (fold, _), net in zip(checkpoints, whole, strict=True))
         mirror = self._mirrored(checkpoints)
         resampling = self._resampling()
-        left_out = [] if resampling else [_RESAMPLED]
+        left_out = []
+        if not self.configuration.resamples:
+            tell("note: its plans resample nothing, so voxels are taken as they are, whatever their size")
+        elif resampling is None:
+            functions = dict.fromkeys(
+                (self.configuration.resampling_fn_data, self.configuration.resampling_fn_probabilities)
+            )
+            left_out.append(f"resampling as its plans have it ({', '.join(functions)}): {_RESAMPLED}")
         left_out += [
             f"fold_{fold}, which nnU-Net does not take either unless it is named: --folds fold_{fold}"
             for fold in beside
@@ -196,10 +201,10 @@ class _Source:
             **self._meaning(),
             "mirror_axes": axes.mirrored(mirror or ()),
             **({"orientation": _CANONICAL} if self.plans.image_reader_writer == _REORIENTS else {}),
-            "spacing": axes.in_spec(configuration.spacing, 0.0),
-            "spacing_unit": "millimeter",
             "crop": "nonzero",
         }
+        if configuration.resamples:
+            values |= {"spacing": axes.in_spec(configuration.spacing, 0.0), "spacing_unit": "millimeter"}
         return values | ({"normalization": normalization} if normalization else {})
 
     def _meaning(self) -> dict[str, Any]:
@@ -215,17 +220,16 @@ class _Source:
     def _resampling(self) -> Resampling | None:
         """None where the plans resample in a way that is not known."""
         said = self.configuration
-        names = {said.resampling_fn_data, said.resampling_fn_probabilities}
-        image, output = said.resampling_fn_data_kwargs, said.resampling_fn_probabilities_kwargs
-        orders = {image.order, image.order_z, output.order, output.order_z}
-        apart = {None: "anisotropic", True: "always", False: "never"}
-        same = image.force_separate_z == output.force_separate_z
-        if names != {RESAMPLING} or not orders <= {0, 1, 3} or not same:
+        image = said.resampling_fn_data_kwargs.splines(said.resampling_fn_data)
+        output = said.resampling_fn_probabilities_kwargs.splines(said.resampling_fn_probabilities)
+        if image is None or output is None or image[2] != output[2]:
             return None
+        apart = {None: "anisotropic", True: "always", False: "never"}
+        overshoots = said.resampling_fn_data == RESAMPLING
         return Resampling.model_validate(
             {
-                "image": image.order, "image_apart": image.order_z, "output": output.order,
-                "output_apart": output.order_z, "apart": apart[image.force_separate_z], "cut": "extremes",
+                "image": image[0], "image_apart": image[1], "output": output[0], "output_apart": output[1],
+                "apart": apart[image[2]], "cut": "extremes" if overshoots else None,
             }
         )  # fmt: skip
 

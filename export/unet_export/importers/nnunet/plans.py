@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +19,10 @@ Length = Annotated[int, Field(ge=1, le=MOST)]
 PLANS, DATASET = "plans.json", "dataset.json"
 RESAMPLING = "resample_data_or_seg_to_shape"
 """The function that resamples unless plans name another one."""
+BY_TORCH, UNTOUCHED = "resample_torch_fornnunet", "no_resampling_hack"
+"""Of its other planners: linear, by PyTorch; and the one that leaves voxels as they are."""
+ANISOTROPIC = 3.0
+"""How many times as long as they are short voxels are that are resampled apart, unless plans say otherwise."""
 _MOST_LABELS = 2**16
 _UNETS = "dynamic_network_architectures.architectures.unet."
 
@@ -44,11 +48,36 @@ class Architecture(_Said):
 
 
 class Interpolated(_Said):
-    """What a function that resamples is called with."""
+    """What a function that resamples is called with; what is left out is as it has it."""
 
     order: int = 3
     order_z: int = 0
-    force_separate_z: bool | None = None
+    force_separate_z: bool | Literal["as the function has it"] | None = "as the function has it"
+    separate_z_anisotropy_threshold: float = ANISOTROPIC
+    mode: str = "linear"
+    aniso_axis_mode: str = "nearest-exact"
+
+    def splines(self, function: str) -> tuple[int, int, bool | None] | None:
+        """Order, order along the axis that is resampled apart, and whether one is (None: by the spacing). None where
+        that is not known."""
+        usual = {RESAMPLING: False, BY_TORCH: None}
+        if function not in usual:
+            return None
+        said = self.force_separate_z
+        apart = usual[function] if isinstance(said, str) else said
+        if apart is None and self.separate_z_anisotropy_threshold != ANISOTROPIC:
+            return None
+        if function == RESAMPLING:
+            orders = self.order, self.order_z
+        elif self.mode == "linear" and self.aniso_axis_mode in _MODES:
+            orders = 1, _MODES[self.aniso_axis_mode]
+        else:
+            return None
+        return (*orders, apart) if {*orders} <= {0, 1, 3} else None
+
+
+_MODES = {"nearest-exact": 0, "linear": 1}
+_PLANNED = Interpolated(force_separate_z=None)
 
 
 class Configuration(_Said):
@@ -62,9 +91,14 @@ class Configuration(_Said):
     preprocessor_name: str | None = None
     previous_stage: str | None = None
     resampling_fn_data: str = RESAMPLING
-    resampling_fn_data_kwargs: Interpolated = Interpolated()
+    resampling_fn_data_kwargs: Interpolated = _PLANNED
     resampling_fn_probabilities: str = RESAMPLING
-    resampling_fn_probabilities_kwargs: Interpolated = Interpolated(order=1)
+    resampling_fn_probabilities_kwargs: Interpolated = Interpolated(order=1, force_separate_z=None)
+
+    @property
+    def resamples(self) -> bool:
+        """Whether volumes are brought to its spacing at all."""
+        return {self.resampling_fn_data, self.resampling_fn_probabilities} != {UNTOUCHED}
 
 
 class Plans(_Said):
