@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.command_line import cli
-from support.volumes import make_volume
+from support.volumes import fake_model, make_volume
 from unet_engine.execution.hands import Here
 from unet_engine.plan.box import Box
 from unet_engine.postprocess.base import Boxes
@@ -214,6 +214,22 @@ def test_means_leave_out_what_the_run_was_told_and_what_alpha_says(tmp_path):
     seen = make_volume(tmp_path / "a.zarr", alpha, axes="czyx", attributes={"color_interp": ["gray", "alpha"]})
     assert cli("table", path, tmp_path / "t.csv", "--intensity", seen, "--nodata", "none", "--overwrite").code == 0
     assert float(rows(tmp_path / "t.csv")[0]["mean_intensity"]) == pytest.approx((-99 * 2 + 10) / 3)
+
+
+@pytest.mark.parametrize("name", ["o.zarr", "o.nii.gz"])
+def test_the_image_lies_as_the_run_was_told(tmp_path, name):
+    """Of a cube nothing but its axes tells how it lies: intensities were those of other voxels."""
+    image = np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32)
+    np.save(tmp_path / "i.npy", image)
+    model, out = fake_model(tmp_path, activation="sigmoid"), tmp_path / name
+    said = cli(
+        "run", "--in", tmp_path / "i.npy", "--model", model, "--out", out, "--axes", "yxz", "--normalize", "none"
+    )
+    assert said.code == 0, said.err
+    for number, more in enumerate(([], ["--intensity", tmp_path / "i.npy"])):
+        assert cli("table", out, tmp_path / f"{number}.csv", *more).code == 0
+        found = float(rows(tmp_path / f"{number}.csv")[0]["mean_intensity"])
+        assert found == pytest.approx(image[image > 0].mean(), rel=1e-5)
 
 
 def test_an_image_of_another_grid_is_refused(tmp_path):

@@ -23,6 +23,7 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
     facts = {
         "identity": dict(plan.identity),
         "input": job.volume,
+        **({"input_axes": job.volume_axes} if prepared.survey.settings.axes else {}),
         "model": {
             "file": job.model.path.name,
             "sha256": job.model.sha256,
