@@ -248,7 +248,7 @@ def _other_bits(self: FakeDevice, stream: int, run: Any = FakeDevice.run) -> Non
     """A library that adds up in another order in small batches: the last bit differs."""
     run(self, stream)
     if self.setup.batch < 8:
-        values = fake._values(self.output)
+        values = fake.values_of(self.output)
         values[...] = np.nextafter(values, np.float32(np.inf))
 
 
@@ -300,7 +300,7 @@ def test_rows_of_a_batch_that_differ_agree_with_nothing(tmp_path: Path, monkeypa
 
     def by_row(self: FakeDevice, stream: int) -> None:
         run(self, stream)
-        fake._values(self.output)[-1] += 1
+        fake.values_of(self.output)[-1] += 1
 
     monkeypatch.setattr(FakeDevice, "run", by_row)
     differing = found.network.answers()
