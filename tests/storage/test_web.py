@@ -1,6 +1,7 @@
 """Volumes behind web servers of all manners, and zipped ones, on a disk and behind a URL."""
 
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -15,6 +16,7 @@ from support.volumes import fake_model, make_volume, result_of
 from support.web_server import WebServer
 from unet_engine.commands.report import plan_facts, plan_lines
 from unet_engine.errors import InputError, OutputError
+from unet_engine.plan.fetching import Fetching
 from unet_engine.prepare.prepare import prepare
 from unet_engine.prepare.survey import survey
 from unet_engine.settings import Settings
@@ -285,12 +287,38 @@ def test_an_archive_is_no_place_to_write_to(tmp_path):
     assert stores.store_of("s3://lab/o.zip/0").recognises("s3://lab/o.zip/0")
 
 
-@pytest.mark.parametrize("workers", [0, 3])
-def test_workers_of_a_cluster_fetch_each_for_itself_and_the_plan_says_so(tmp_path, workers):
-    make_volume(str(tmp_path / "files/scan.zarr"), IMAGE, chunks=(6, 8, 9))
+LARGER = np.random.default_rng(0).integers(1, 255, (64, 64, 96), np.uint8)
+
+
+@pytest.mark.slow
+def test_a_run_on_two_workers_fetches_a_chunk_as_often_as_is_said_at_most(tmp_path):
+    """Each of them fetches what it reads, and the process that takes samples has done so before."""
+    make_volume(str(tmp_path / "files/scan.zarr"), LARGER, chunks=(16, 16, 16), compressors=None)
     with WebServer(tmp_path / "files") as server:
-        settings = Settings.of(input=f"{server.url}/scan.zarr", model=fake_model(tmp_path), output="logits")
+        model = fake_model(tmp_path, window=(16, 16, 16), latency_ms=2)
+        options = ("--in", f"{server.url}/scan.zarr", "--model", model, "--overlap", "0.5", "--workers", 2)
+        done = cli("run", *options, "--out", tmp_path / "o.zarr")
+        assert done.code == 0, done.err
+        fetched = [path for method, path, _ in server.seen if method == "GET" and "/c/" in path]
+    often = len(fetched) / len(set(fetched))
+    most = float(re.search(r"each chunk ([0-9.]+) times at most", done.err)[1])
+    assert 2 <= often <= most + 0.001, "samples, and at least one of the workers"
+    assert most - often < 0.4
+
+
+@pytest.mark.parametrize("workers", [0, 2, 3])
+def test_workers_of_a_cluster_fetch_each_for_itself_and_the_plan_says_so(tmp_path, workers):
+    """Whatever blocks each of them gets: no chunk more often than there are workers, or blocks that read it."""
+    make_volume(str(tmp_path / "files/scan.zarr"), LARGER, chunks=(16, 16, 16), compressors=None)
+    with WebServer(tmp_path / "files") as server:
+        model = fake_model(tmp_path, window=(16, 16, 16))
+        settings = Settings.of(input=f"{server.url}/scan.zarr", model=model, overlap=0.5)
         prepared = prepare(survey(settings), workers)
-    facts = plan_facts(prepared)
-    assert (facts["fetch_factor"], facts["fetch_processes"]) == (1.0, workers or 1)
-    assert ("by each worker that reads it" in dict(plan_lines(prepared))["fetch"]) == bool(workers)
+        facts, samples = plan_facts(prepared), sum(m == "GET" and "/c/" in path for m, path, _ in server.seen)
+    reads = Fetching.of(prepared.job.plan, (16, 16, 16))
+    uses = [reads.uses(chunk) for chunk in np.ndindex(*(len(rows) for rows in reads.rows))]
+    assert max(uses) > 1
+    expected = (sum(min(workers, n) for n in uses) + samples) / len(uses) if workers else 1
+    assert facts["fetch_factor"] == pytest.approx(expected, abs=0.001)
+    assert facts["fetch_processes"] == (workers or 1)
+    assert ("at most" in dict(plan_lines(prepared))["fetch"]) == bool(workers)

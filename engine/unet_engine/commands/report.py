@@ -43,12 +43,13 @@ def bytes_read(prepared: Prepared, chunks: tuple[int, ...]) -> int:
 
 def _fetched(prepared: Prepared) -> dict[str, Any]:
     """Of a volume behind a network: how often each chunk is fetched, what is kept for that, and how many processes do so
-    each for itself. Of one that is unpacked in pieces: how often each of these is, and the same."""
+    each for itself (then it is at most so often). Of one that is unpacked in pieces: how often each of these is, and the same."""
     plan, scan, kept = prepared.job.plan, prepared.survey.scan, prepared.job.kept
     often = unpack_factor(scan, plan, kept)
     if often is not None:
         return {"bytes_kept": kept, "unpack_factor": round(often, 3)}
-    factor = fetch_factor(scan, plan, kept)
+    workers = prepared.cluster.workers if prepared.cluster else 0
+    factor = fetch_factor(scan, plan, kept, workers, prepared.samples)
     if factor is None:
         return {}
     blocks = zip(plan.block_range.lo, plan.block_range.hi, strict=True)
@@ -56,7 +57,7 @@ def _fetched(prepared: Prepared) -> dict[str, Any]:
         "bytes_kept": kept,
         "fetch_factor": round(factor, 3),
         "fetch_packed": round(scan.packed, 3),
-        "fetch_processes": prepared.cluster.workers if prepared.cluster else 1,
+        "fetch_processes": workers or 1,
         "tubes": [len(plan.tube_spans(a, lo, hi)) for a, (lo, hi) in enumerate(blocks)],
     }
 
@@ -69,7 +70,7 @@ def _fetch_row(f: dict[str, Any], pieces: tuple[int, ...] | None) -> list[tuple[
         return []
     packed = f", packed to {f['fetch_packed']:.0%}" if f["fetch_packed"] < 1 else ""
     order = f", in tubes of blocks, {times(f['tubes'])}" if prod(f["tubes"]) > 1 else ""
-    each = " by each worker that reads it" if f["fetch_processes"] > 1 else ""
+    each = " at most, as each worker fetches what it reads" if f["fetch_processes"] > 1 else ""
     return [("fetch", f"each chunk {f['fetch_factor']} times{each}, {size(f['bytes_kept'])} are kept{packed}{order}")]
 
 

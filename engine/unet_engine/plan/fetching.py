@@ -7,6 +7,7 @@ next layer of them; and where they come tube by tube, the next tube. Pure arithm
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -101,6 +102,14 @@ class Fetching:
                 for chunk in range(lo, hi):
                     rows.setdefault(chunk, []).append(row)
         return found
+
+    def by_each(self, workers: int) -> float:
+        """How often a chunk is fetched at most, in the mean, where so many workers fetch it once each that read it:
+        which worker gets a block is not known before."""
+        along = [Counter(map(len, rows.values())).items() for rows in self.rows]
+        each = ([prod(found) for found in zip(*axes, strict=True)] for axes in product(*along))
+        found: int = sum(count * min(workers, uses) for uses, count in each)
+        return found / max(1, self.chunks)
 
     def uses(self, chunk: Sequence[int]) -> int:
         """How often a chunk is read."""

@@ -58,11 +58,17 @@ def in_tubes(scan: Volume, plan: Plan, sizes: Sizes, base: int, budget: int, kep
     return plan
 
 
-def fetch_factor(scan: Volume, plan: Plan, kept: int) -> float | None:
-    """How often each chunk of a volume behind a network is fetched, in the mean; None of one that lies elsewhere."""
+def fetch_factor(scan: Volume, plan: Plan, kept: int, workers: int = 0, samples: int = 0) -> float | None:
+    """How often each chunk of a volume behind a network is fetched, in the mean; None of one that lies elsewhere. By
+    `workers` of a cluster, each for itself: at most, and with so many chunks that were fetched for `samples`."""
     if scan.units is None:
         return None
-    return counted(_reads(scan, plan, scan.units), _chunks(scan, scan.units, kept))
+    reads = _reads(scan, plan, scan.units)
+    often = counted(reads, _chunks(scan, scan.units, kept))
+    if not workers:
+        return often
+    without_keeping = reads.fetches(0) / max(1, reads.chunks)
+    return min(often * reads.by_each(workers), without_keeping) + samples / max(1, reads.chunks)
 
 
 def unpack_factor(scan: Volume, plan: Plan, kept: int) -> float | None:

@@ -74,6 +74,8 @@ class Prepared:
     """How many windows a CPU infers at once; None where none does."""
     cluster: ClusterShape | None = None
     """The workers it is planned for; None where this process does it all."""
+    samples: int = 0
+    """Chunks that were fetched over a network before there was a plan, for one."""
     reading: Reading | None = None
     """Whether reading keeps up, where a GPU computes."""
     device_memory: DeviceMemory | None = None
@@ -153,6 +155,7 @@ def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tel
         tiled,
         streams=shared,
         cluster=fitted.cluster,
+        samples=survey.scan.fetches,
         coarse=found,
         ready=replace(loaded.ready, base=fitted.base, budget=fitted.budget),
         look=loaded.look,

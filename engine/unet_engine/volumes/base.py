@@ -195,6 +195,10 @@ class Volume(Protocol):
     def packed(self) -> float:
         """What chunks that are fetched over a network take, of what they are unpacked; 1 where that is not known."""
 
+    @property
+    def fetches(self) -> int:
+        """Chunks that were fetched over a network so far."""
+
     def keep(self, most: int, reads: Fetching | None) -> None:
         """Keep up to `most` bytes of what is fetched over a network, or of `pieces` that are unpacked; `reads`: how often
         each of its `units` is going to be read, and when, where that is known."""
@@ -339,6 +343,10 @@ class StoredVolume(ABC):
     @property
     def packed(self) -> float:
         return 1.0
+
+    @property
+    def fetches(self) -> int:
+        return 0
 
     def keep(self, most: int, reads: Fetching | None) -> None:  # noqa: B027  # most lie on a disk
         """A format that fetches over a network, or unpacks whole pieces, keeps here."""

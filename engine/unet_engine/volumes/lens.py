@@ -153,6 +153,10 @@ class Lens(ABC):
     def packed(self) -> float:
         return self.scan.packed
 
+    @property
+    def fetches(self) -> int:
+        return self.scan.fetches
+
     def keep(self, most: int, reads: Fetching | None) -> None:
         self.scan.keep(most, None)  # who sees another grid says what of `reads` is meant
 

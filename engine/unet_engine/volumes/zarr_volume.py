@@ -334,6 +334,10 @@ class ZarrVolume(StoredVolume):
         return self.along(self.array.shards or self.array.chunks)
 
     @property
+    def fetches(self) -> int:
+        return self._kept.fetched if self._kept else 0
+
+    @property
     def packed(self) -> float:
         """Of the longer half of the chunks that came so far: where there is air, others take more."""
         lengths = sorted(self._kept.lengths) if self._kept else []
