@@ -232,6 +232,21 @@ def test_the_image_lies_as_the_run_was_told(tmp_path, name):
         assert found == pytest.approx(image[image > 0].mean(), rel=1e-5)
 
 
+def test_what_fits_either_way_has_to_say_how_it_lies(tmp_path):
+    """Of a cube that is stored as x, y, z the mask, or another image, was taken as z, y, x."""
+    image = np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32)
+    np.save(tmp_path / "m.npy", (image > 1).astype(np.uint8))
+    scan, model = make_volume(tmp_path / "s.zarr", image + 9, axes="xyz"), fake_model(tmp_path, activation="sigmoid")
+    options = ["--in", scan, "--model", model, "--out", tmp_path / "o.zarr", "--normalize", "none", "--mask"]
+    said = cli("run", *options, tmp_path / "m.npy")
+    assert (said.code, "--axes xyz" in said.error) == (3, True), said.err
+    assert cli("convert", tmp_path / "m.npy", tmp_path / "m.zarr", "--axes", "xyz").code == 0
+    assert cli("run", *options, tmp_path / "m.zarr").code == 0
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "o.zarr" / "0")[...], image > 1)
+    said = cli("table", tmp_path / "o.zarr", tmp_path / "t.csv", "--intensity", tmp_path / "m.npy")
+    assert (said.code, "--intensity" in said.error) == (3, True), said.err
+
+
 def test_an_image_of_another_grid_is_refused(tmp_path):
     _, image, path = small(tmp_path)
     scan = make_volume(tmp_path / "scan.zarr", image[:, :-1])

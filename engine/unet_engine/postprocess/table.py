@@ -25,7 +25,7 @@ from unet_engine.postprocess.runs import Runs
 from unet_engine.postprocess.source import Source, check_labels, starting
 from unet_engine.units import times
 from unet_engine.volumes.base import Volume
-from unet_engine.volumes.laid import start_in, turn_to
+from unet_engine.volumes.laid import refuse_unsaid, start_in, turn_to
 from unet_engine.volumes.turned import Turned
 
 FORMAT = 3
@@ -225,6 +225,7 @@ def check_image(source: Source, image: Source) -> tuple[int, ...]:
     """The voxel of `image` that the labels' first one lies on. Raises `InputError` where they are on another grid: of
     another shape, unless their header, or where both lie, says which part of it they are."""
     volume, other = source.open(), image.open()
+    refuse_unsaid(other, volume, "--intensity")
     said = starting(source, volume) or (None if volume.shape == other.shape else start_in(volume, other))
     start = said or (0,) * len(volume.shape)
     ends = [s + n for s, n in zip(start, volume.shape, strict=True)]

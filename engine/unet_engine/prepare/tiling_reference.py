@@ -13,7 +13,7 @@ from unet_engine.plan.box import Box
 from unet_engine.prepare.corners import Corner
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_volume
-from unet_engine.volumes.laid import over
+from unet_engine.volumes.laid import over, refuse_unsaid
 
 NOT_MEANT = -(2**40)
 """In place of a label: what a tiling gives there does not count."""
@@ -48,6 +48,7 @@ def truth_of(path: str, volume: Volume, labels: int) -> Volume:
     """The labels at `path`, on the grid of the volume. Raises `InputError` where they do not lie over it, or over a part
     of it."""
     truth = open_volume(path)
+    refuse_unsaid(truth, volume, "--truth")
     found = over(truth, volume) or (truth if truth.shape == volume.shape else None)
     if found is None or truth.channels != 1:
         raise InputError(

@@ -24,6 +24,18 @@ _OFF = 0.02
 """Voxels that one grid may lie beside another over all of it."""
 
 
+def refuse_unsaid(part: Volume, whole: Volume, option: str) -> None:
+    """Raises `InputError` where nothing says how the axes of `part` run, and it would fit both as those of `whole` are
+    stored and as z, y, x; of a cube nothing but names tells."""
+    size = dict(zip(whole.spatial, whole.shape, strict=True))
+    fits_both = tuple(size[a] for a in whole.stored_spatial) == tuple(whole.shape)
+    if part.supposed and whole.stored_spatial != whole.spatial and fits_both:
+        raise InputError(
+            f"{option} {part.path} does not say how its axes run, {whole.spatial} or {whole.stored_spatial} as those of "
+            f"{whole.path}; write one that does: unet-engine convert {part.path} NAMED.zarr --axes {whole.stored_spatial}"
+        )
+
+
 def over(part: Volume, whole: Volume) -> Volume | None:
     """`part` on the grid of `whole`: turned as that lies, 0 where it does not reach; itself where it is so already.
     None where they are on other grids, `part` reaches beyond, or nothing says where they lie.

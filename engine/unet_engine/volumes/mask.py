@@ -15,7 +15,7 @@ from unet_engine.profiling.recorder import PLAIN, Recorder
 from unet_engine.units import times
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.formats import open_stored
-from unet_engine.volumes.laid import over
+from unet_engine.volumes.laid import over, refuse_unsaid
 from unet_engine.volumes.pick import Pick
 from unet_engine.volumes.turn import Turn
 
@@ -154,6 +154,7 @@ def open_mask(
     volume = stored.picked(Pick(time if stored.timepoints > 1 else None))
     if volume.channels != 1:
         raise InputError(f"--mask {path} has {volume.channels} channels; give one of a single channel")
+    refuse_unsaid(volume, scan, "--mask")
     if volume.frame and scan.frame:
         volume = over(volume, scan) or volume
     shape = scan.shape
