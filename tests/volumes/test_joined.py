@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import zarr
 
+from support.command_line import cli
 from support.volumes import fake_model, identity, make_volume
 from unet_engine.endings import together
 from unet_engine.errors import InputError, SettingsError
@@ -207,6 +208,30 @@ def test_labels_go_into_one_image(tmp_path):
     joined = f"{tmp_path}/a.zarr+{tmp_path}/b.zarr"
     with pytest.raises(SettingsError, match="images of their own, and labels go into one"):
         prepare(survey(Settings.of(input=joined, model=model, into="nuclei")))
+
+
+@pytest.mark.parametrize("ending", ["nii", "nrrd"])
+def test_a_time_point_of_joined_files_lies_where_these_do(tmp_path, ending):
+    """As nibabel and pynrrd read what was written."""
+    nibabel, nrrd = pytest.importorskip("nibabel"), pytest.importorskip("nrrd")
+    affine = np.array([[-0.5, 0, 0, 5], [0, 2, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1.0]])
+    scans = RNG.integers(0, 200, (2, 24, 20, 9, 3), np.uint8)  # x, y, z, t of each channel
+    for name, scan in zip("ab", scans, strict=True):
+        image = nibabel.Nifti1Image(scan, affine)
+        image.header.set_xyzt_units("mm", "sec")
+        nibabel.save(image, tmp_path / f"{name}.nii")
+    model, out = fake_model(tmp_path, channels_in=2, channels_out=2), tmp_path / f"o.{ending}"
+    given = f"{tmp_path}/a.nii+{tmp_path}/b.nii"
+    said = cli("run", "--in", given, "--model", model, "--normalize", "none", "--timepoint", 2, "--out", out)
+    assert said.code == 0, said.err
+    if ending == "nii":
+        found, where = np.asarray(nibabel.load(out).dataobj), nibabel.load(out).affine
+    else:
+        found, header = nrrd.read(str(out))
+        where = np.vstack([np.column_stack([header["space directions"].T, header["space origin"]]), affine[3]])
+        assert header["space"] == "right-anterior-superior"
+    np.testing.assert_array_equal(found, scans[1, ..., 2] > scans[0, ..., 2])
+    np.testing.assert_allclose(where, affine)
 
 
 def test_one_file_twice(tmp_path):
