@@ -133,7 +133,11 @@ def first_line(error: BaseException) -> str:
     said = str(error)
     if isinstance(error, OSError):
         said = said.removeprefix(f"[Errno {error.errno}] ")  # a number says nothing to who reads it
-    return (said or type(error).__name__).strip().splitlines()[0][:300]
+    lines = (said or type(error).__name__).strip().splitlines()
+    return lines[-1 if lines[0].startswith(_LAST_LINE_SAYS) else 0][:300]
+
+
+_LAST_LINE_SAYS = "The following operation failed in the TorchScript interpreter"
 
 
 @contextmanager

@@ -16,8 +16,11 @@ from torch import nn  # noqa: E402
 
 from unet_engine.errors import ModelError  # noqa: E402
 from unet_engine.model.file import open_model  # noqa: E402
+from unet_engine.model.spec import ModelSpec  # noqa: E402
 from unet_export.conversion.adapt import Adapted, adapted  # noqa: E402
+from unet_export.conversion.checkpoint import Checkpoint  # noqa: E402
 from unet_export.conversion.probe import probe  # noqa: E402
+from unet_export.conversion.writing import graph_of  # noqa: E402
 
 WINDOW = (16, 24)
 Pair = collections.namedtuple("Pair", ["mask", "deep"])
@@ -228,3 +231,37 @@ def test_the_file_gives_what_was_chosen(tmp_path, monkeypatch, name, options, sa
         expected = network.conv(image(channels)) + (name == "two_heads")
     assert len(got) == 1
     np.testing.assert_allclose(got[0], expected, atol=1e-5)
+
+
+class OfBatch(nn.Module):
+    """Saved for a batch of `rows`, which its reshaping holds."""
+
+    def __init__(self, rows):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.rows = nn.Conv2d(1, 3, 1), rows
+
+    def forward(self, x):
+        return self.layer(x).reshape(self.rows, 3, -1).reshape(self.rows, 3, *x.shape[2:])
+
+
+def test_a_network_saved_for_a_batch_of_several_windows_is_given_each_as_often():
+    told = []
+    script = torch.jit.trace(OfBatch(4).eval(), torch.zeros(4, 1, *WINDOW))
+    network = adapted(script, WINDOW, 1, tell=told.append)
+    x = torch.randn(1, 1, *WINDOW)
+    torch.testing.assert_close(network(x), OfBatch(1)(x))
+    assert any("batches of 4 windows alone" in line for line in told)
+    measuring = nn.Sequential(nn.Conv2d(1, 3, 1), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3, track_running_stats=False))
+    with pytest.raises(ModelError, match="does not take a window"):
+        adapted(measuring.eval(), WINDOW, 1)
+
+
+def test_a_script_for_single_windows_becomes_a_graph_for_single_windows():
+    script = torch.jit.trace(OfBatch(1).eval(), torch.zeros(1, 1, *WINDOW))
+    spec = ModelSpec(
+        name="net", axes="yx", channels_in=1, channels_out=3, window=WINDOW, window_min=WINDOW, window_step=(0, 0),
+        margin=(0, 0), activation="none",
+    )  # fmt: skip
+    proto, _ = graph_of(Checkpoint(script, "torchscript"), script, spec)
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from unet_engine.errors import ModelError, first_line
 from unet_engine.model.outputs import Output, choose
@@ -19,6 +20,9 @@ from unet_export.conversion.probe import DEFAULT_WINDOW, OTHER_SIZES, layout
 
 _TYPES = (torch.float32, torch.float64, torch.float16)
 """What networks may take; most take the first."""
+
+_BATCHES = (2, 3, 4, 8, 16)
+"""That networks were saved for which take no single window."""
 
 _TOLD_BY: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda t: t,
@@ -65,6 +69,19 @@ class Adapted(nn.Module):  # type: ignore[misc]  # the type checker skips torch
         return as_it_is and not self.place
 
 
+class Repeated(nn.Module):  # type: ignore[misc]  # the type checker skips torch
+    """A network that was saved for a batch of `rows` windows and takes no other, called with one, which all rows are."""
+
+    def __init__(self, network: Any, rows: int) -> None:
+        super().__init__()
+        self.network, self.rows = network, rows
+        self.training = False  # set here: programs know no eval()
+
+    def forward(self, x: Tensor) -> Any:
+        returned = self.network(x.expand(self.rows, *x.shape[1:]))
+        return tree_map(lambda t: t[:1] if isinstance(t, Tensor) and t.dim() else t, returned)
+
+
 class GivesLabels(ModelError):
     """The network ends in an argmax or a threshold, or seems to."""
 
@@ -85,7 +102,18 @@ def adapted(
     count, channels = layout(network, window, channels)
     window = tuple(window or DEFAULT_WINDOW[count])
     x = torch.from_numpy(_noise((1, channels, *window)))
-    found, returned = _taking(network, x)
+    try:
+        found, returned = _taking(network, x)
+    except ModelError:
+        rows = _only_batch(network, x)
+        if rows is None:
+            raise
+        tell(
+            f"note: the network takes batches of {rows} windows alone, so each is computed {rows} times; save it with a batch of 1, "
+            "or a free one, to spare that"
+        )
+        network = Repeated(network, rows)
+        found, returned = _taking(network, x)
     parts = list(_parts(returned))
     if not parts:
         raise ModelError(f"the network returns {type(returned).__name__} without a tensor; return logits")
@@ -132,6 +160,24 @@ def _taking(network: Any, x: Tensor) -> tuple[Adapted, Any]:
         f"the network does not take a window of {times(window)} with {channels} channel(s): {first_line(problems[0])}; "
         "use --window and --channels"
     ) from problems[0]
+
+
+def _only_batch(network: Any, x: Tensor) -> int | None:
+    """The batch that a network takes alone, and not one window; None where it is none of those that are usual. What takes
+    any batch but one measures something over it."""
+    for rows in _BATCHES:
+        if _takes(network, x, rows):
+            return None if _takes(network, x, rows + 1) else rows
+    return None
+
+
+def _takes(network: Any, x: Tensor, rows: int) -> bool:
+    try:
+        with torch.inference_mode():
+            network(x.expand(rows, *x.shape[1:]))
+    except Exception:  # networks refuse in their own ways
+        return False
+    return True
 
 
 def _mixing(network: Any, x: Tensor) -> str:

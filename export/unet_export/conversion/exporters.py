@@ -99,13 +99,14 @@ def from_program(program: Any, name: str) -> Any:
         return forget_source(_proto(exported))
 
 
-def from_script(script: Any, spec: ModelSpec) -> Any:
+def from_script(script: Any, spec: ModelSpec, rows: int | None = None) -> Any:
     """ONNX graph of a TorchScript module. PyTorch's older exporter reads these; sizes with a step in `spec` are
-    free."""
+    free. `rows` as of `from_module`."""
     import onnx
 
     free = {a + 2: f"n{axis}" for a, (axis, step) in enumerate(zip(spec.axes, spec.window_step, strict=True)) if step}
-    example = torch.zeros((2, spec.channels_in, *example_sizes(spec)))
+    batch = {} if rows else {0: "batch"}
+    example = torch.zeros((rows or 2, spec.channels_in, *example_sizes(spec)))
     buffer = io.BytesIO()
     with _silent(), _explained(spec.name):
         torch.onnx.export(
@@ -115,7 +116,7 @@ def from_script(script: Any, spec: ModelSpec) -> Any:
             input_names=["input"],
             output_names=["output"],
             opset_version=OPSET,
-            dynamic_axes={"input": {0: "batch", **free}, "output": {0: "batch"}},
+            dynamic_axes={"input": {**batch, **free}, "output": batch},
             dynamo=False,
         )
     return forget_source(onnx.load_from_string(buffer.getvalue()))

@@ -21,7 +21,7 @@ from unet_engine.model.onnx_shapes import flat
 from unet_engine.model.spec import ModelSpec
 from unet_engine.prepare.evidence import Outputs, contradiction
 from unet_engine.units import Tell, times
-from unet_export.conversion.adapt import Adapted
+from unet_export.conversion.adapt import Adapted, Repeated
 from unet_export.conversion.checkpoint import Checkpoint
 from unet_export.conversion.empty import empty_of
 from unet_export.conversion.exporters import from_module, from_program, from_script
@@ -58,16 +58,37 @@ def written(
 
 
 def graph_of(checkpoint: Checkpoint, network: Any, spec: ModelSpec) -> tuple[Any, Any]:
-    """The ONNX graph of `network`, which is that of `checkpoint`, maybe wrapped; and what it is compared with."""
+    """The ONNX graph of `network`, which is that of `checkpoint`, maybe wrapped; and what it is compared with. Its batch
+    is free where the network takes two windows."""
+    try:
+        return _graph(checkpoint, network, spec, None)
+    except ModelError:
+        if _takes_two(network, spec):
+            raise
+    return _graph(checkpoint, network, spec, 1)
+
+
+def _takes_two(network: Any, spec: ModelSpec) -> bool:
+    try:
+        with torch.inference_mode():
+            network(torch.zeros((2, spec.channels_in, *spec.window)))
+    except Exception:  # networks refuse in their own ways
+        return False
+    return True
+
+
+def _graph(checkpoint: Checkpoint, network: Any, spec: ModelSpec, rows: int | None) -> tuple[Any, Any]:
+    """rows: the batch of the graph; None: any"""
     if checkpoint.kind == "module":
         with frozen(network) as net:
-            return from_module(net, spec), net
+            return from_module(net, spec, rows), net
     if checkpoint.kind == "torchscript":
         example = torch.zeros((1, spec.channels_in, *spec.window))
         script = network if isinstance(network, torch.jit.ScriptModule) else torch.jit.trace(network, example)
-        return from_script(script, spec), network
-    if isinstance(network, Adapted):
-        return from_module(network, spec, _rows(checkpoint.program)), network
+        return from_script(script, spec, rows), network
+    if isinstance(network, Adapted | Repeated):
+        repeated = any(isinstance(module, Repeated) for module in network.modules())
+        return from_module(network, spec, 1 if repeated else rows or _rows(checkpoint.program)), network
     return from_program(checkpoint.program, spec.name), network
 
 
