@@ -13,6 +13,7 @@ from unet_engine.execution import hands
 from unet_engine.plan.box import Box
 from unet_engine.postprocess.convert import convert
 from unet_engine.postprocess.pyramid import Wanted, pyramid
+from unet_engine.volumes import nodata
 from unet_engine.volumes.formats import open_stored, open_volume
 from unet_engine.volumes.nodata import as_attribute, said, said_of_each
 from unet_engine.volumes.validity import unmeasured
@@ -159,3 +160,10 @@ def test_what_is_missing_in_a_channel_is_left_out_before_interpolating(tmp_path,
         assert np.array_equal(outside, ABSENT.all(axis=0))
     assert outside.any()
     np.testing.assert_allclose(found[:, ~outside], twin[:, ~outside], atol=2e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, -9999.0, 0.1, -3.4028234663852886e38, 16777217.0, np.nan, np.inf])
+def test_a_value_is_told_as_the_number_that_it_is(value):
+    """What goes on from an output reads it there."""
+    (text,) = nodata.facts(((value,),))["nodata"]
+    assert np.array_equal(float(text), value, equal_nan=True)

@@ -86,11 +86,17 @@ def same(values: Missing) -> tuple[float, ...] | None:
 
 
 def facts(values: Missing) -> dict[str, Any]:
-    """As people are shown them."""
+    """As people are shown them, and read again by whoever goes on from an output."""
     if not values:
         return {}
-    found = {"nodata": [f"{value:g}" for value in union(values)]}
-    return found if same(values) is not None else {**found, "nodata_of": [[f"{v:g}" for v in own] for own in values]}
+    found = {"nodata": [_text(value) for value in union(values)]}
+    return found if same(values) is not None else {**found, "nodata_of": [[_text(v) for v in own] for own in values]}
+
+
+def _text(value: float) -> str:
+    """The shortest that is that number."""
+    short = f"{value:g}"
+    return short if isnan(value) or float(short) == value else repr(value)
 
 
 def union(values: Missing) -> tuple[float, ...]:
