@@ -202,7 +202,7 @@ def test_what_a_coarse_mask_may_hold_is_told_by_its_chunks(run):
         path, shape=(12, 15, 14), chunks=(4, 4, 4), dtype="u1", config={"write_empty_chunks": False}
     )
     stored[:4, :4, :4] = 1
-    mask = open_mask(str(path), SimpleNamespace(shape=SHAPE, frame=None))
+    mask = open_mask(str(path), SimpleNamespace(shape=SHAPE, frame=None, spatial="zyx", stored_spatial="zyx"))
     box = Box
     assert mask.may_hold(box((0, 0, 0), (1, 1, 1)))
     assert mask.may_hold(box((7, 7, 7), (9, 9, 9)))
