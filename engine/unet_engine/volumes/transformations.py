@@ -105,9 +105,8 @@ def _turned(moves: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Placed:
     spatial = [i for i, a in enumerate(axes) if a in "zyx"]
     if any(matrix[i][j] for i in range(n) for j in range(n) if i != j and not {i, j} <= set(spatial)):
         raise ValueError("a transformation mixes axes of space with others")
-    if not _is_straight(
-        matrix, spatial
-    ):  # the names are those of the world: an array has its x last, whatever turns it
+    if not _is_straight(matrix, spatial):
+        # the names are those of the world: an array has its x last, whatever turns it
         slowest_first = iter(sorted((axes[i] for i in spatial), key="zyx".index))
         names = [next(slowest_first) if i in spatial else a for i, a in enumerate(axes)]
         rows_of = [axes.index(a) for a in names]
