@@ -232,15 +232,17 @@ def test_the_image_lies_as_the_run_was_told(tmp_path, name):
         assert found == pytest.approx(image[image > 0].mean(), rel=1e-5)
 
 
-def test_what_fits_either_way_has_to_say_how_it_lies(tmp_path):
-    """Of a cube that is stored as x, y, z the mask, or another image, was taken as z, y, x."""
-    image = np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32)
+@pytest.mark.parametrize("axes", ["xyz", "xy"])
+def test_what_fits_either_way_has_to_say_how_it_lies(tmp_path, axes):
+    """Of a cube that is stored as x, y, z the mask, or another image, was taken as z, y, x; of a square as y, x."""
+    image = np.random.default_rng(0).normal(size=(8,) * len(axes)).astype(np.float32)
     np.save(tmp_path / "m.npy", (image > 1).astype(np.uint8))
-    scan, model = make_volume(tmp_path / "s.zarr", image + 9, axes="xyz"), fake_model(tmp_path, activation="sigmoid")
+    scan = make_volume(tmp_path / "s.zarr", image + 9, axes=axes)
+    model = fake_model(tmp_path, axes=axes[::-1], activation="sigmoid")
     options = ["--in", scan, "--model", model, "--out", tmp_path / "o.zarr", "--normalize", "none", "--mask"]
     said = cli("run", *options, tmp_path / "m.npy")
-    assert (said.code, "--axes xyz" in said.error) == (3, True), said.err
-    assert cli("convert", tmp_path / "m.npy", tmp_path / "m.zarr", "--axes", "xyz").code == 0
+    assert (said.code, f"--axes {axes}" in said.error) == (3, True), said.err
+    assert cli("convert", tmp_path / "m.npy", tmp_path / "m.zarr", "--axes", axes).code == 0
     assert cli("run", *options, tmp_path / "m.zarr").code == 0
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "o.zarr" / "0")[...], image > 1)
     said = cli("table", tmp_path / "o.zarr", tmp_path / "t.csv", "--intensity", tmp_path / "m.npy")

@@ -32,9 +32,9 @@ def check_sizes(path: str, shape: Sequence[int], chunks: Sequence[int]) -> None:
 
 
 def supposed(said: Sequence[str] | None, names: str) -> str:
-    """Of `names`, which `checked_axes` made of what is `said`, those that may be something else: the planes of a stack
-    of which nothing is."""
-    return "z" if not said and names == _BY_RANK[3] else ""
+    """Of `names`, which `checked_axes` made of what is `said`, those that may be something else where nothing is: the
+    planes of a stack may be channels, and x may come first."""
+    return "" if said else names.replace("c", "")
 
 
 def checked_axes(path: str, shape: Sequence[int], dtype: np.dtype[Any], axes: Sequence[str] | None) -> str:

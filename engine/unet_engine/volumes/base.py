@@ -58,7 +58,7 @@ class Volume(Protocol):
 
     @property
     def supposed(self) -> str:
-        """Those of `axes` beside y and x that are called so because nobody says what they are."""
+        """Those of `axes` beside channels that are called so because nobody says what they are."""
 
     @property
     def stored_shape(self) -> tuple[int, ...]:

@@ -139,7 +139,8 @@ def _numbers(coordinate: zarr.Array) -> Array | None:
     """What coordinates stand for; None where they are no numbers, or too many."""
     if not 1 < coordinate.shape[0] <= _MOST or np.dtype(coordinate.dtype).kind not in "iuf":
         return None
-    scale, offset = (float(coordinate.attrs.get(key, v)) for key, v in (("scale_factor", 1.0), ("add_offset", 0.0)))  # type: ignore[arg-type]
+    said: dict[str, Any] = dict(coordinate.attrs)
+    scale, offset = float(said.get("scale_factor", 1.0)), float(said.get("add_offset", 0.0))
     return np.asarray(coordinate[:]).astype(np.float64) * scale + offset
 
 
