@@ -31,14 +31,14 @@ class Owned:
 
 async def attack(address, security):
     options = security.get_connection_args("client")
-    comm = await connect(address, timeout=3, **options)
+    comm = await connect(address, timeout=float(sys.argv[4]), **options)
     await comm.write({"op": "run", "function": to_serialize(Owned()), "args": b"", "kwargs": b"", "reply": True,
                       "workers": None, "wait": True, "nanny": False})
     return str(await comm.read())
 
 async def answer(address, security):
     try:
-        return await asyncio.wait_for(attack(address, security), 8)
+        return await asyncio.wait_for(attack(address, security), 2 * float(sys.argv[4]))
     except Exception as error:
         return f"refused: {type(error).__name__}"
 
@@ -64,11 +64,11 @@ def local():
         yield cluster
 
 
-def attacked(places, owned):
+def attacked(places, owned, seconds=3):
     """What each way in answers to another user, who tries to have a file made."""
     done = subprocess.run(
-        [sys.executable, "-c", ATTACK, json.dumps(places), str(owned), str(NOBODY)], capture_output=True, text=True,
-        timeout=120,
+        [sys.executable, "-c", ATTACK, json.dumps(places), str(owned), str(NOBODY), str(seconds)],
+        capture_output=True, text=True, timeout=200,
         env=environment(), cwd="/", check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -102,7 +102,7 @@ def test_the_attack_works_where_nothing_keeps_it_out(tmp_path):
     folder.chmod(0o777)
     with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tcp://", host="127.0.0.1",
                       dashboard_address=None) as plain:  # fmt: skip
-        attacked([next(iter(plain.workers.values())).address.removeprefix("tcp://")], folder / "owned")
+        attacked([next(iter(plain.workers.values())).address.removeprefix("tcp://")], folder / "owned", seconds=60)
     assert (folder / "owned").exists()
     (folder / "owned").unlink()
     folder.rmdir()

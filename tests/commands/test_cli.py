@@ -16,6 +16,7 @@ import zarr
 import unet_engine
 from support.command_line import COMMAND, begin, cli, command, environment
 from support.volumes import fake_model, make_volume, result_of
+from support.waiting import wait_until
 
 COMMANDS = ["run", "plan", "finish", "info", "demo", "bench"]
 HEAVY = {"torch", "tensorrt", "zarr", "zarrs", "openvino", "onnx", "onnxruntime", "numpy", "pydantic", "rich", "dask"}
@@ -109,9 +110,10 @@ def test_without_json_stdout_is_empty_and_stderr_is_plain(ramp, model):
     assert "out.zarr: " in said.err.splitlines()[-1]
 
 
-def test_progress_is_plain_lines_where_there_is_no_terminal(ramp, tmp_path, monkeypatch):
+def test_progress_is_plain_lines_where_there_is_no_terminal(ramp, model, monkeypatch, meanwhile):
     monkeypatch.setattr("unet_engine.commands.report.LINE_EVERY", 0.02)
-    said = cli("run", "--in", ramp[1], "--model", fake_model(tmp_path, latency_ms=4), "--out", "out.zarr")
+    meanwhile(50, lambda: wait_until(lambda: " left" in sys.stderr.getvalue()))
+    said = cli("run", "--in", ramp[1], "--model", model, "--out", "out.zarr")
     lines = [line for line in said.err.splitlines() if " left" in line]
     assert said.code == 0
     assert lines

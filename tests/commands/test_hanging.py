@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,8 +15,12 @@ from onnx import TensorProto, helper
 from support.command_line import begin, cli, command, environment
 from support.shares import share
 from support.volumes import fake_model, make_volume
+from support.waiting import wait_until
+from unet_engine import hanging
+from unet_engine.backends.fake import FakeBackend
 from unet_engine.commands.interruption import ENDING
 from unet_engine.errors import BackendError
+from unet_engine.execution.local import LocalTeam
 from unet_engine.model.file import open_model
 from unet_engine.model.spec import METADATA_KEY, ModelSpec
 
@@ -135,12 +140,28 @@ def test_and_in_mid_run_after_which_a_resume_completes_it(tmp_path):
     assert zarr.open_group("o.zarr", mode="r").attrs["unet_engine"]["complete"]
 
 
-def test_a_run_that_goes_on_is_left_alone(tmp_path):
-    """However long it takes: what counts is that windows come back."""
+def test_a_run_that_goes_on_is_left_alone(tmp_path, monkeypatch):
+    """However long it takes: what counts is that windows come back. By a clock that goes on with the windows of the run
+    alone, each of which takes half the limit."""
     volume = make_volume(tmp_path / "long.zarr", np.ones((8, 8, 100), np.uint8))
-    model = fake_model(tmp_path, latency_ms=100)
-    said = cli("run", "--in", volume, "--model", model, "--out", "o.zarr", "--threads", 1, "--hang-seconds", 1)
+    now, looks, hung = [0.0], [], []
+    moved, start = LocalTeam._moved, FakeBackend.start
+
+    def starting(network, slot):
+        if looks:
+            now[0], seen = now[0] + 0.02, len(looks)
+            wait_until(lambda: hung or len(looks) > seen)
+        start(network, slot)
+
+    monkeypatch.setattr(hanging, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(hanging, "end", lambda *told: hung.append(told))
+    monkeypatch.setattr(LocalTeam, "_moved", lambda self: (looks.append(True), moved(self))[1])
+    monkeypatch.setattr(FakeBackend, "start", starting)
+    said = cli("run", "--in", volume, "--model", fake_model(tmp_path), "--out", "o.zarr", "--threads", 1,
+               "--hang-seconds", 0.04)  # fmt: skip
     assert said.code == 0, said.err
+    assert not hung
+    assert now[0] > 5 * 0.04
 
 
 @pytest.mark.parametrize("name", ENDING)

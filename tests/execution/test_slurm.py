@@ -14,10 +14,11 @@ import pytest
 
 import unet_engine
 from support.command_line import begin, command, environment
-from support.dask_processes import settings, wait_until
+from support.dask_processes import settings
 from support.outputs import chunks, marked
 from support.paths import DOCS
 from support.volumes import fake_model, make_volume
+from support.waiting import wait_until
 from unet_engine.cluster import connection as clusters
 from unet_engine.cluster import job_keeper
 from unet_engine.errors import ClusterError
@@ -117,7 +118,7 @@ def test_a_job_that_reaches_its_walltime_is_followed_by_another(slurm):
         clusters.wait_for_workers(cluster, print)
         first = jobs(cluster)
         assert 0 < float(worker_option("lifetime")) + float(worker_option("lifetime-stagger")) < 40
-        wait_until(lambda: jobs(cluster) - first, 100)
+        wait_until(lambda: jobs(cluster) - first)
 
 
 def worker_option(name):
@@ -241,7 +242,7 @@ def test_the_example_of_a_job_array(slurm, case, tmp_path):
         check=True,
         env={**os.environ, **small},
     )
-    wait_until(lambda: not queue(), 90)
+    wait_until(lambda: not queue())
     logs = {log.name: log.read_text() for log in tmp_path.glob("unet-engine-*.log")}
     assert len(logs) == 5
     assert chunks(out) == chunks(alone), logs

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from support.stations import work
 from support.volumes import fake_model, make_volume, result_of
+from support.waiting import PATIENCE, wait_until
 from unet_engine import api
+from unet_engine.backends.fake import FakeBackend
 from unet_engine.errors import BackendError, ClusterError, DataError, PlanError
 from unet_engine.execution.dask import station
 from unet_engine.execution.dask.station import Station
@@ -131,20 +135,15 @@ def test_errors_of_network_and_data_reach_every_caller_and_name_the_block(tmp_pa
 
 
 def test_a_network_that_hangs_is_noticed(tmp_path, volume):
-    noticed, told = threading.Event(), []
-
-    def hung(what):
-        told.append(what)
-        noticed.set()
-
+    told = []
     job = prepared(tmp_path, volume)
     model = replace(job.model, path=_model(tmp_path, "hanging", hang_once=tmp_path / "hung"))
-    here = Station(replace(job, model=model, setup=replace(job.setup, model=model)), "here", 0.5, hung)
+    here = Station(replace(job, model=model, setup=replace(job.setup, model=model)), "here", 0.5, told.append)
     begun = time.monotonic()
     caller = threading.Thread(target=here.predict, args=(next(iter(bundles(job.plan, lambda _: True, 1))),))
     caller.start()
     try:
-        assert noticed.wait(10)
+        wait_until(lambda: told)
         assert time.monotonic() - begun >= 0.5
         assert "device" in told[0]
     finally:
@@ -153,15 +152,32 @@ def test_a_network_that_hangs_is_noticed(tmp_path, volume):
         here.close()
 
 
-def test_a_slow_but_living_network_is_not_taken_for_hung(tmp_path, volume):
-    """The limit is for one block, however many wait."""
+class Clock:
+    """A station's, which goes on by one with each window; the watch looks as often."""
+
+    def __init__(self, monkeypatch, limit):
+        self.now, self.limit, self.overdue = 0, limit, []
+        watches, init, start = [], station._Watch.__init__, FakeBackend.start
+
+        def starting(network, slot):
+            self.now += 1
+            self.overdue += [watch.overdue() for watch in watches]
+            start(network, slot)
+
+        monkeypatch.setattr(station, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(
+            station._Watch, "__init__", lambda watch, *given: (watches.append(watch), init(watch, *given))[1]
+        )
+        monkeypatch.setattr(FakeBackend, "start", starting)
+
+
+def test_a_slow_but_living_network_is_not_taken_for_hung(tmp_path, volume, monkeypatch):
+    """The limit is for one block, however many wait. By a clock that goes on with the windows alone."""
     job = prepared(tmp_path, volume)
-    assert job.plan.block_count > 2
-    model = replace(job.model, path=_model(tmp_path, "slow", latency_ms=15))
-    slow = replace(job, model=model, setup=replace(job.setup, model=model))
-    begun = time.monotonic()
-    work(slow, 3, limit=1.0)
-    assert time.monotonic() - begun > 1.0
+    clock = Clock(monkeypatch, limit=math.prod(job.plan.block) + job.setup.threads)
+    work(job, 3, hung=clock.overdue.append, limit=clock.limit)
+    assert clock.now > 2 * clock.limit
+    assert not [what for what in clock.overdue if what and "device" in what]
 
 
 def test_closing_lets_everybody_who_waits_go(tmp_path, volume):
@@ -172,6 +188,6 @@ def test_closing_lets_everybody_who_waits_go(tmp_path, volume):
         calls = [pool.submit(here.predict, bundle) for bundle in bundles(job.plan, lambda _: True, 1)]
         calls[0].result()
         here.close()
-        errors = [call.exception(timeout=20) for call in calls]
+        errors = [call.exception(timeout=PATIENCE) for call in calls]
     assert any(isinstance(error, ClusterError) for error in errors)
     assert all(error is None or isinstance(error, ClusterError) for error in errors)

@@ -4,7 +4,7 @@ does not is one line that names key and cause."""
 import asyncio
 import itertools
 import signal
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from support.fault_proxy import FAULTS
 from support.s3 import SECRET, faulty, upload
 from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
+from support.waiting import wait_until
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.errors import InputError, OutputError, StoreError
 from unet_engine.plan.box import Box
@@ -108,16 +109,23 @@ def test_a_store_that_says_how_long_is_left_alone_so_long():
 def test_patience_ends():
     with pytest.raises(StoreError, match=r"503 Service Unavailable$"):
         asked(patience.Answered(503), seconds="0")
-    begun = time.monotonic()
+    now, asked_at = [0.0], []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(patience.SECONDS, "0.3")
+        patch.setenv(patience.SECONDS, "9")
+        patch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
         async def ask():
+            asked_at.append(now[0])
             raise patience.Answered(503)
 
-        with pytest.raises(StoreError, match=r"asked \d+ times in 0\.\d s"):
+        async def slept(pause):
+            now[0] += pause
+
+        patch.setattr(patience.asyncio, "sleep", slept)
+        with pytest.raises(StoreError, match=r"asked \d+ times in \d\.\d s"):
             asyncio.run(patience.patiently(ask, "key"))
-    assert time.monotonic() - begun < 3
+    assert len(asked_at) > 1
+    assert asked_at[-1] < 9
 
 
 # --- a volume behind faults ---
@@ -234,9 +242,7 @@ def test_a_run_that_is_killed_on_a_bucket_is_resumed_to_the_same_bytes(monkeypat
         model = fake_model(tmp_path, latency_ms=4)
         arguments = ("run", "--in", "s3://lab/scan.zarr", "--model", model, "--output", "logits", "--json")
         process = begin(*arguments, "--out", "s3://lab/o.zarr")
-        until = time.monotonic() + 60
-        while not any("/.journal/" in s.path and s.method == "PUT" for s in proxy.seen) and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_until(lambda: any("/.journal/" in s.path and s.method == "PUT" for s in list(proxy.seen)))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
         again = cli(*arguments, "--out", "s3://lab/o.zarr", "--resume")

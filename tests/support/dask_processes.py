@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from support.command_line import environment
+from support.waiting import wait_until
 from unet_engine.settings import Settings
 
 
@@ -41,18 +42,14 @@ def dask(*arguments, **variables):
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
 
 
-def said(log, pattern, seconds=30):
+def said(log, pattern):
     """The first match of `pattern` in a log, as soon as it is there."""
-    end = time.monotonic() + seconds
-    while not (match := re.search(pattern, log.read_text())):
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.05)
-    return match
+    return wait_until(lambda: re.search(pattern, log.read_text()), told=log.read_text)
 
 
 def certificates(folder):
@@ -110,13 +107,6 @@ def listening(pids):
 def workers_of(cluster):
     """Process of each worker, by address."""
     return cluster.client.run(os.getpid)
-
-
-def wait_until(true, seconds=40):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
 
 
 def get(url, **headers):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from support.volumes import make_volume
+from support.waiting import PATIENCE, wait_until
 from unet_engine.errors import InputError, OutputError
 from unet_engine.plan.box import Box
 from unet_engine.viewing.demand import Sight
@@ -27,7 +28,7 @@ BLOBS = np.kron(RANDOM.integers(0, 5, (5, 11, 35)), np.ones((4, 2, 2), int)).ast
 def fetched(url):
     """What is answered, and its code."""
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -164,7 +165,7 @@ def test_two_viewers_have_other_tokens(panes, desk):
     other.close()
     desk._threads = []
     with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(first, timeout=2)
+        urllib.request.urlopen(first, timeout=PATIENCE)
 
 
 def test_it_listens_on_this_machine_alone(desk):
@@ -179,7 +180,7 @@ def test_no_credentials_of_the_user_are_given_to_pages(desk):
     token = desk.url.rstrip("/").rpartition("/")[2]
     request = urllib.request.Request(f"{base(desk)}/credentials/{token}", data=b'{"key": "google"}', method="POST")
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=5)
+        urllib.request.urlopen(request, timeout=PATIENCE)
     assert refused.value.code == 403
 
 
@@ -215,13 +216,6 @@ def test_the_link_of_an_object_takes_the_viewer_to_it(desk):
     assert state["selectedLayer"]["layer"] == "labels.zarr"
 
 
-def waited(condition):
-    end = time.monotonic() + 5
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return condition()
-
-
 def test_what_is_asked_for_and_where_one_looks_is_told(desk):
     asked, looked, renewed = [], [], []
     desk.ask, desk.looked = lambda *piece: asked.append(piece), looked.append
@@ -232,7 +226,7 @@ def test_what_is_asked_for_and_where_one_looks_is_told(desk):
     with desk._viewer.txn() as state:
         state.position = [10.5, 11.5, 12.5]
     assert looked[-1] == Sight((12.5, 11.5, 10.5), (0, 1, 2))
-    assert waited(lambda: renewed)  # once nobody moves
+    wait_until(lambda: renewed)  # once nobody moves
 
 
 def test_a_page_that_tells_the_state_it_was_given_has_not_moved(desk):
@@ -245,13 +239,13 @@ def test_a_page_that_tells_the_state_it_was_given_has_not_moved(desk):
     assert not looked
     assert not renewed
     desk._viewer.set_state({**given, "position": [3.5, 4.5, 5.5]})
-    waited(lambda: renewed)
+    wait_until(lambda: renewed)
     assert looked[-1].at == (5.5, 4.5, 3.5)
 
 
 def test_what_is_computed_is_asked_for_again(desk):
     before = desk._viewer.config_state.raw_state.get("sourceGenerations")
     desk.changed()
-    assert waited(lambda: desk._viewer.config_state.raw_state.get("sourceGenerations") != before)
+    wait_until(lambda: desk._viewer.config_state.raw_state.get("sourceGenerations") != before)
     desk.say("3 of 4 blocks are computed")
     assert "3 of 4" in str(desk._viewer.config_state.raw_state["statusMessages"])

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from support.waiting import PATIENCE
 from unet_engine.pipeline.glances import Glances
 from unet_engine.plan.box import Box
 from unet_engine.volumes import samples
@@ -14,13 +15,13 @@ BOXES = [Box((i,), (i + 1,)) for i in range(8)]
 
 
 class Meeting:
-    """Answers once four ask; who asks alone is told so after a second."""
+    """Answers once four ask; who asks alone is told so after a while."""
 
-    def __init__(self):
-        self._barrier = threading.Barrier(4)
+    def __init__(self, patience=PATIENCE):
+        self._barrier, self._patience = threading.Barrier(4), patience
 
     def __call__(self, box):
-        self._barrier.wait(1)
+        self._barrier.wait(self._patience)
         return box.lo[0]
 
     def token(self, box):
@@ -30,7 +31,7 @@ class Meeting:
 def test_samples_are_asked_for_at_once_and_come_in_order():
     assert samples._each(SimpleNamespace(units=(1,)), Meeting(), BOXES) == list(range(8))
     with pytest.raises(threading.BrokenBarrierError):
-        samples._each(SimpleNamespace(units=None), Meeting(), BOXES)
+        samples._each(SimpleNamespace(units=None), Meeting(0.2), BOXES)
 
 
 def test_glances_are_taken_again_at_once():

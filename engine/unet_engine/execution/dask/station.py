@@ -281,11 +281,14 @@ class _Watch:
 
     def _look(self) -> None:
         while not self._closed.wait(min(1.0, self._limit / 4)):
-            now = time.monotonic()
-            for since, what in list(self._since.values()):
-                if now - since > self._limit:
-                    self._hung(f"{what} took longer than {self._limit:.0f} s")
-                    return
+            if what := self.overdue():
+                self._hung(f"{what} took longer than {self._limit:.0f} s")
+                return
+
+    def overdue(self) -> str | None:
+        """What was begun longer than `limit` ago and has not ended."""
+        now = time.monotonic()
+        return next((what for since, what in list(self._since.values()) if now - since > self._limit), None)
 
     def close(self) -> None:
         self._closed.set()
