@@ -12,6 +12,7 @@ import zarr
 import unet_engine
 from support.command_line import begin, cli, command
 from support.volumes import fake_model, make_volume, result_of
+from support.waiting import PATIENCE
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.batches import inputs
 from unet_engine.batches.outputs import out_of, out_of_one
@@ -172,7 +173,8 @@ def test_the_first_failure_may_be_of_any_kind_and_names_its_volume_once(scans, m
 def test_a_network_that_fails_is_loaded_again_for_the_next(scans, tmp_path):
     """Windows may still be in it."""
     model = fake_model(tmp_path, fail_at=30, name="fails")
-    said = cli("run", "--in", *scans, "--model", model, "--out", "out/{stem}.zarr", "--keep-going", *LOGITS)
+    said = cli("run", "--in", *scans, "--model", model, "--out", "out/{stem}.zarr", "--keep-going", *LOGITS,
+               "--threads", 2)  # fmt: skip  # of one volume all windows could be in the network at once
     assert said.code == 11
     alone = fake_model(tmp_path, name="fine")
     for i in (1, 2):
@@ -188,7 +190,7 @@ def test_a_network_that_failed_while_the_next_volume_was_planned_is_not_used(sca
     def slowly(*args, ready, **kwargs):
         prepared = prepare(*args, ready=ready, **kwargs)
         if ready:
-            failed.wait(10)
+            failed.wait(PATIENCE)
         return prepared
 
     def give(worker):
@@ -199,7 +201,8 @@ def test_a_network_that_failed_while_the_next_volume_was_planned_is_not_used(sca
     monkeypatch.setattr(local, "prepare", slowly)
     monkeypatch.setattr(local.Worker, "give", give)
     model = fake_model(tmp_path, fail_at=30, name="fails")
-    said = cli("run", "--in", *scans[:2], "--model", model, "--out", "out/{stem}.zarr", "--keep-going")
+    said = cli("run", "--in", *scans[:2], "--model", model, "--out", "out/{stem}.zarr", "--keep-going",
+               "--threads", 2)  # fmt: skip
     assert "1 failed, 1 done" in said.err
 
 
@@ -316,7 +319,7 @@ def test_parts_deal_volumes(scans, model, tmp_path):
 
 def test_a_kill_leaves_all_resumable(scans, tmp_path):
     model = fake_model(tmp_path / "k", latency_ms=15)
-    running = begin("run", "--in", *scans, "--model", model, "--out", "out/{stem}.zarr", *LOGITS)
+    running = begin("run", "--in", *scans, "--model", model, "--out", "out/{stem}.zarr", *LOGITS, "--threads", 1)
     while not (tmp_path / "out" / "s1.zarr").exists() and running.poll() is None:
         time.sleep(0.01)
     running.kill()
@@ -330,9 +333,9 @@ def test_a_kill_leaves_all_resumable(scans, tmp_path):
 
 
 def test_a_signal_ends_all_resumable_and_leaves_their_lines(scans, tmp_path):
-    model = fake_model(tmp_path / "k", latency_ms=30)
+    model = fake_model(tmp_path / "k", latency_ms=60)
     given = ["run", "--in", *scans, "--model", model, "--out", "out/{stem}.zarr", "--results", "r.jsonl"]
-    running = begin(*given)
+    running = begin(*given, "--threads", 1)
     while not (tmp_path / "out" / "s0.zarr").exists() and running.poll() is None:
         time.sleep(0.01)
     running.terminate()
@@ -340,7 +343,7 @@ def test_a_signal_ends_all_resumable_and_leaves_their_lines(scans, tmp_path):
     assert running.returncode == 130
     assert said.strip().splitlines()[-1].endswith("run the same command with --resume")
     assert lines(tmp_path / "r.jsonl")[0]["status"] == "interrupted"
-    assert cli(*given, "--resume").code == 0
+    assert cli(*given, "--threads", 16, "--resume").code == 0
 
 
 def test_a_dry_run_writes_nothing(scans, model, tmp_path):

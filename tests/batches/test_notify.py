@@ -277,7 +277,8 @@ def test_a_run_that_is_ended_from_outside_or_hangs_says_so(tmp_path, options, st
     model = fake_model(tmp_path, latency_ms=600)
     with listening() as server:
         process = subprocess.Popen(
-            [*COMMAND, "run", "--in", scan, "--model", model, "--out", "out.zarr", "--window", "8,8,8", *options,
+            [*COMMAND, "run", "--in", scan, "--model", model, "--out", "out.zarr", "--window", "8,8,8", "--threads", "1",
+             *options,
              "--notify", server.url], stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         if stop:

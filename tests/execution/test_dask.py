@@ -158,7 +158,8 @@ def test_workers_killed_at_random_moments(tmp_path, case, seed):
     volume, _, alone = case
     out, moments, kills = tmp_path / "out.zarr", random.Random(seed), 0
     model = fake_model(tmp_path, latency_ms=4)
-    process = begin("run", "--in", volume, "--model", model, "--out", out, "--workers", 2, "--json", *FLAGS)
+    crowd = ["--workers", 2, "--threads", 1]  # or the run is over at once where there are many cores
+    process = begin("run", "--in", volume, "--model", model, "--out", out, *crowd, "--json", *FLAGS)
     for _ in range(2):
         wanted = len(marked(out)) + moments.choice([1, 2, 3])
         while process.poll() is None and len(marked(out)) < wanted:
@@ -179,7 +180,8 @@ def test_workers_killed_at_random_moments(tmp_path, case, seed):
 def test_signals_end_a_run_so_that_it_can_be_resumed(tmp_path, case, number):
     volume, _, alone = case
     out = tmp_path / "out.zarr"
-    args = ["--in", volume, "--model", fake_model(tmp_path, latency_ms=6), "--out", out, "--workers", 2, *FLAGS]
+    args = ["--in", volume, "--model", fake_model(tmp_path, latency_ms=6), "--out", out, "--workers", 2, "--threads", 1]
+    args += FLAGS
     process = begin("run", *args)
     wait_for_blocks(out, process)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -220,9 +222,8 @@ def test_a_worker_that_stops_for_good_is_replaced(tmp_path, case):
     volume, _, alone = case
     out = tmp_path / "out.zarr"
     model = fake_model(tmp_path, latency_ms=4)
-    process = begin(
-        "run", "--in", volume, "--model", model, "--out", out, "--workers", 2, "--hang-seconds", 5, "--json", *FLAGS
-    )
+    crowd = ["--workers", 2, "--threads", 1, "--hang-seconds", 5]
+    process = begin("run", "--in", volume, "--model", model, "--out", out, *crowd, "--json", *FLAGS)
     while process.poll() is None and len(marked(out)) < 1:
         time.sleep(0.005)
     victim = workers_of(process)[0]

@@ -29,7 +29,7 @@ from unet_engine.plan.box import Box
 pytestmark = pytest.mark.long
 
 SHAPE = (27, 30, 37)
-OPTIONS = {"output": "logits", "dtype": "float32"}
+OPTIONS = {"output": "logits", "dtype": "float32", "threads": 2}  # no run is over at once, however many cores
 FLAGS = [f for key, value in OPTIONS.items() for f in (f"--{key}", value)]
 
 
@@ -231,7 +231,7 @@ def test_resume_where_there_is_nothing_yet_begins(tmp_path, case):
 
 def test_resume_with_another_number_of_workers_and_budget(case, half):
     out, _ = half
-    unet_engine.run(case[0], model=case[1], out=out, resume=True, threads=3, memory="3GiB", **OPTIONS)
+    unet_engine.run(case[0], model=case[1], out=out, resume=True, memory="3GiB", **{**OPTIONS, "threads": 3})
     assert chunks(out) == case[2]
 
 
