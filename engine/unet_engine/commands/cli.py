@@ -25,15 +25,8 @@ from unet_engine.commands.importing import import_command
 from unet_engine.commands.manual import completion_command, manual_command
 from unet_engine.commands.models import COMMANDS
 from unet_engine.commands.objects import OBJECT_COMMANDS
-from unet_engine.commands.options import (
-    PLACE,
-    Command,
-    cluster_options,
-    for_machines,
-    running_options,
-    settings_options,
-    several_options,
-)
+from unet_engine.commands.option_kinds import PLACE, Command, for_machines
+from unet_engine.commands.options import cluster_options, running_options, settings_options, several_options
 from unet_engine.commands.sources import model_of, with_model
 from unet_engine.commands.telling import INTERRUPTED, JSON, speaks_json
 from unet_engine.commands.viewing import view_command

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from unet_engine.commands.options import PLACE, Command
+from unet_engine.commands.option_kinds import PLACE, Command
 
 
 @click.command("convert", cls=Command)

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from unet_engine.commands.options import Command
+from unet_engine.commands.option_kinds import Command
 
 NAMES = ("settings", "spec", "result", "record", "message", "error")
 

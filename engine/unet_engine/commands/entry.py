@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from unet_engine.commands.telling import INTERRUPTED, speaks_json
+from unet_engine.commands.telling import INTERRUPTED, NOT_BEGUN, speaks_json
 
 
 def main() -> None:
@@ -21,9 +21,8 @@ def main() -> None:
 
 
 def _end(signum: int, frame: object) -> None:
-    said = "interrupted before anything was written; run the same command again"
-    os.write(2, f"unet-engine: {said}\n".encode())
+    os.write(2, f"unet-engine: {NOT_BEGUN}\n".encode())
     if speaks_json(sys.argv[1:]):
-        error = f'{{"type": "Interrupted", "message": "{said}", "exit_code": {INTERRUPTED}}}'
+        error = f'{{"type": "Interrupted", "message": "{NOT_BEGUN}", "exit_code": {INTERRUPTED}}}'
         os.write(1, f'{{"error": {error}}}\n'.encode())
     os._exit(INTERRUPTED)

@@ -9,7 +9,8 @@ import click
 
 from unet_engine.commands.completing import words
 from unet_engine.commands.models import ACTIVATIONS, OUTPUT_CHANNELS, lengths
-from unet_engine.commands.options import MIRROR_AXES, PLACE, THRESHOLD, Command, sizes
+from unet_engine.commands.option_kinds import PLACE, Command, sizes
+from unet_engine.commands.shared_options import MIRROR_AXES, THRESHOLD
 
 
 def _tell(line: str) -> None:

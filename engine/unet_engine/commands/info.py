@@ -10,7 +10,7 @@ import numpy as np
 from unet_engine.backends import second_opinion
 from unet_engine.backends.base import Setup
 from unet_engine.backends.libraries import choose_backend
-from unet_engine.commands.options import sizes
+from unet_engine.commands.option_kinds import sizes
 from unet_engine.endings import made_readable
 from unet_engine.errors import InputError, UnetEngineError
 from unet_engine.model.credit import Credit

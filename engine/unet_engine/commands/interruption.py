@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 
+from unet_engine.commands.telling import NOT_BEGUN
 from unet_engine.hanging import end
 
 GRACE = 4.0
@@ -32,7 +33,7 @@ def writing(out: str | None) -> None:
 def said() -> str:
     """What an interrupted run says."""
     if not _outputs:
-        return "interrupted before anything was written; run the same command again"
+        return NOT_BEGUN
     return f"interrupted; what is committed in {_outputs[0]} stays: run the same command with --resume"
 
 

@@ -8,19 +8,9 @@ from typing import Any
 import click
 
 from unet_engine.commands.completing import words
-from unet_engine.commands.options import (
-    COUNT,
-    IGNORE_SPACING,
-    MIRROR_AXES,
-    NUMBER,
-    PLACE,
-    THREADS,
-    THRESHOLD,
-    Command,
-    Number,
-    meant_options,
-    sizes,
-)
+from unet_engine.commands.option_kinds import COUNT, NUMBER, PLACE, THREADS, Command, Number, sizes
+from unet_engine.commands.options import meant_options
+from unet_engine.commands.shared_options import IGNORE_SPACING, MIRROR_AXES, THRESHOLD
 from unet_engine.errors import BackendError, ModelError, SettingsError
 from unet_engine.units import finite
 

@@ -11,7 +11,9 @@ import click
 
 from unet_engine.commands import interruption
 from unet_engine.commands.completing import files, words
-from unet_engine.commands.options import COUNT, OBJECTS, PLACE, Command, cluster_options
+from unet_engine.commands.option_kinds import COUNT, PLACE, Command
+from unet_engine.commands.options import cluster_options
+from unet_engine.commands.shared_options import OBJECTS
 from unet_engine.errors import SettingsError
 from unet_engine.units import times
 

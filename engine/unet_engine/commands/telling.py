@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 INTERRUPTED = 130
 """Exit code of what was ended by a signal."""
+NOT_BEGUN = "interrupted before anything was written; run the same command again"
+"""What is said of what was ended so early."""
 JSON = "UNET_ENGINE_JSON"
 """Environment variable: as ``--json`` of every command."""
 

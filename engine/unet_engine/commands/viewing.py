@@ -9,7 +9,8 @@ import click
 
 from unet_engine.commands import interruption
 from unet_engine.commands.completing import files
-from unet_engine.commands.options import PLACE, Command, shown_options
+from unet_engine.commands.option_kinds import PLACE, Command
+from unet_engine.commands.options import shown_options
 from unet_engine.commands.sources import with_model
 from unet_engine.errors import SettingsError
 

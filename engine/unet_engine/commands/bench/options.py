@@ -10,7 +10,9 @@ from typing import Any
 import click
 
 from unet_engine.commands.completing import words
-from unet_engine.commands.options import IGNORE_SPACING, PLACE, THREADS, Command, Number, joined, meant_options, sizes
+from unet_engine.commands.option_kinds import PLACE, THREADS, Command, Number, joined, sizes
+from unet_engine.commands.options import meant_options
+from unet_engine.commands.shared_options import IGNORE_SPACING
 from unet_engine.errors import OutputError, SettingsError
 from unet_engine.redaction import redacted
 from unet_engine.units import times
