@@ -81,7 +81,7 @@ def _documented(path: Path, name: str) -> dict[str, str]:
 
 def settings() -> str:
     options = {p.name: p for p in app.commands["run"].params if isinstance(p, click.Option)}
-    told = _documented(PACKAGE / "settings.py", "Settings")
+    told = _documented(PACKAGE / "settings_fields.py", "Fields")
     rows = []
     for name, field in Settings.model_fields.items():
         option = ", ".join(options[name].opts) if name in options else ""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from unet_engine.settings import Precision
+from unet_engine.settings_fields import Precision
 
 
 class Options(TypedDict, total=False):
