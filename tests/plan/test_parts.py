@@ -169,10 +169,10 @@ class Case:
     def run(self, out: Path, **options: Any) -> unet_engine.Result:
         return unet_engine.run(self.volume, **{"model": self.model, "out": str(out), "output": "logits", **options})
 
-    def args(self, out: Path, *more: str) -> list[str]:
-        """The slow network on the whole volume."""
+    def args(self, out: Path, *more: str, threads: int = 2) -> list[str]:
+        """The slow network on the whole volume; over at once on no machine, however many cores it has."""
         return ["run", "--in", self.volume, "--model", self.slow, "--out", str(out), "--output", "logits",
-                "--threads", "2", *more]  # fmt: skip  # no run is over at once, however many cores
+                "--threads", str(threads), *more]  # fmt: skip
 
 
 def header(out: Path | str) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def test_plan_shows_a_part(case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize("n", share([2, 3]))
 def test_parts_begun_at_once_make_one_output_and_one_of_them_completes_it(case: Case, tmp_path: Path, n: int) -> None:
     out = tmp_path / "out.zarr"
-    processes = [begin(*case.args(out, "--part", f"{i}/{n}", "--threads", str(i), "--json")) for i in range(1, n + 1)]
+    processes = [begin(*case.args(out, "--part", f"{i}/{n}", "--json", threads=i)) for i in range(1, n + 1)]
     said = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0] * n, said
     facts = [json.loads(out.splitlines()[-1]) for out, _ in said]
