@@ -26,7 +26,7 @@ from unet_engine.volumes.picture import PictureFormat
 from unet_engine.volumes.raster import RasterFormat
 from unet_engine.volumes.slices import SlicesFormat
 from unet_engine.volumes.tiff import TiffFormat
-from unet_engine.volumes.zarr_volume import ZarrFormat
+from unet_engine.volumes.zarr_format import ZarrFormat
 
 T = TypeVar("T")
 FILES: list[Format] = [
