@@ -31,7 +31,7 @@ def lines(draw: st.DrawFn) -> Plan:
 
 
 @given(lines())
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_blocks_in_the_middle_are_alike(plan: Plan) -> None:
     everyone = range(plan.block_range.lo[0], plan.block_range.hi[0])
     assert plan.reach[0] == max(plan._reach(0, j) for j in everyone)
@@ -65,7 +65,7 @@ def test_a_volume_of_a_million_voxels_along_each_axis_is_planned_at_once() -> No
 
 
 @given(lines(), st.integers(0, 3000), st.integers(1, 60))
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_windows_that_meet_an_interval_are_found_near_it(plan: Plan, lo: int, length: int) -> None:
     axis = plan.axes[0]
     hi = min(axis.size, lo + length)

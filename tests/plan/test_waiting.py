@@ -36,7 +36,7 @@ def _cube(n: int, window: int = 32, block: int = 1) -> Plan:
 
 
 @given(plans())
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_no_more_wait_than_are_counted(plan: Plan) -> None:
     assert waiting_halos(plan) >= _walked(plan)
 
@@ -56,7 +56,7 @@ def test_long_columns_go_on_as_they_begin() -> None:
 
 
 @given(plans())
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_sums_in_flight_are_what_three_blocks_in_turn_take_and_no_more_than_three_of_the_largest(plan: Plan) -> None:
     plan = cut_columns(plan, (1,) * len(plan.axes))
     tasks = [task.block.sums.size for task in plan.tasks(next(plan.columns()), lambda _: True)]

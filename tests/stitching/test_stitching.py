@@ -25,7 +25,7 @@ RNG = np.random.default_rng(11)
 
 
 @given(cases())
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_identity_network_gives_the_input_back(blocks: Any, case: dict[str, Any]) -> None:
     """Any shape, window, overlap, block size, with and without lost borders, 2D and 3D, several channels in and out."""
     image = RNG.random((case["channels_in"], *case["shape"]), dtype=np.float32)

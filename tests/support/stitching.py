@@ -13,7 +13,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     channels = draw(st.integers(1, 3))
     margin = draw(st.integers(0, 2))
     return {
-        "shape": tuple(draw(st.integers(1, 26)) for _ in range(ndim)),
+        "shape": tuple(draw(st.integers(1, 20)) for _ in range(ndim)),
         "window": tuple(draw(st.integers(4, 9)) + 2 * margin for _ in range(ndim)),
         "margin": (margin,) * ndim,
         "axes": "zyx"[-ndim:],
