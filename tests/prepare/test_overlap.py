@@ -185,7 +185,7 @@ def test_crop_by_the_receptive_field_is_exact(models, tmp_path):
     """A network that sees 9 voxels far in windows of 48: cropped by that, no label depends on the grid, so it is among
     what is tried."""
     assert open_model(models["shallow"]).spec.context == (9, 9, 9)
-    noise = np.random.default_rng(0).normal(size=(66, 84, 84)).astype(np.float32)
+    noise = np.random.default_rng(0).normal(size=(96, 108, 108)).astype(np.float32)
     volume = make_volume(tmp_path / "v.zarr", noise, chunks=(48, 48, 48))
     crop = {"overlap": 18 / 48, "blend": "crop"}
     outs = [
