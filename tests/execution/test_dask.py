@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,8 @@ import unet_engine
 from support.command_line import begin, cli, command
 from support.outputs import chunks, marked, wait_for_blocks
 from support.shares import share
-from support.volumes import fake_model, make_volume
+from support.volumes import fake_model, make_volume, result_of
+from support.web_server import WebServer
 from unet_engine.errors import BackendError, ClusterError, DataError, PlanError, SettingsError
 
 pytestmark = pytest.mark.long
@@ -173,6 +175,36 @@ def test_workers_killed_at_random_moments(tmp_path, case, seed):
     assert chunks(out) == chunks(alone.out)
     assert '"complete": true' in text.splitlines()[-1]
     assert kills, "the run was over before a worker was killed: make it slower"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_run_on_two_workers_fetches_a_chunk_as_often_as_is_said(tmp_path, killed):
+    """Each of them what its share of the blocks reads, and the process that takes samples has done so before. More
+    where one is lost and another comes in its place, but no other bytes."""
+    voxels = np.random.default_rng(0).integers(1, 255, (96, 96, 128), np.uint8)
+    make_volume(str(tmp_path / "files/scan.zarr"), voxels, chunks=(16, 16, 16), compressors=None)
+    with WebServer(tmp_path / "files") as server:
+        model = fake_model(tmp_path, window=(16, 16, 16), latency_ms=2)
+        options = ("--in", f"{server.url}/scan.zarr", "--model", model, "--overlap", "0.5", "--output", "logits")
+        alone = cli("run", *options, "--out", tmp_path / "alone.zarr")
+        assert alone.code == 0, alone.err
+        planned = cli("run", *options, "--workers", 2, "--dry-run", "--json").json
+        server.seen.clear()
+        process = begin("run", *options, "--workers", 2, "--out", tmp_path / "o.zarr")
+        if killed:
+            wait_for_blocks(tmp_path / "o.zarr", process)
+            workers_of(process)[0].kill()
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, said
+        fetched = [path for method, path, _ in server.seen if method == "GET" and "/c/" in path]
+    assert result_of(tmp_path / "o.zarr").tobytes() == result_of(tmp_path / "alone.zarr").tobytes()
+    often = len(fetched) / len(set(fetched))
+    dealt, most = map(float, re.search(r"each chunk ([0-9.]+) times .* share, ([0-9.]+) at most", said).groups())
+    assert (planned["fetch_factor"], planned["fetched_at_most"]) == (dealt, most)
+    assert dealt < 0.7 * most
+    if not killed:  # of a machine that is busy with others, one worker may do some of the other's share
+        assert dealt - 0.01 <= often <= most
 
 
 @pytest.mark.slow

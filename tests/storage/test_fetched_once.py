@@ -217,6 +217,36 @@ def test_a_store_keeps_what_is_needed_next():
     assert store.fetched == before + 1
 
 
+def test_what_was_to_be_read_by_now_and_was_not_goes_first():
+    """As another worker read it: else the seams of a share would fill what is kept."""
+
+    class Store:
+        async def get(self, key, prototype, byte_range=None):
+            return key.encode() * 10
+
+        read_only = True
+
+    store = Kept(Store())
+    store.most = 30
+    store.expect({"a": 3, "b": 9, "c": 7}, now=1)
+    for key in "abc":
+        asyncio.run(store.get(key, None))
+    store.expect({"d": 8}, now=4)
+    asyncio.run(store.get("d", None))
+    before = store.fetched
+    for key in "bcd":
+        asyncio.run(store.get(key, None))
+    assert store.fetched == before, "a is what went"
+
+
+def test_which_block_is_read_is_known_by_the_chunks_that_no_other_reads():
+    """Chunk 2 is read by three blocks, of which another worker had the second."""
+    fetching = Fetching((((0, 3), (2, 4), (2, 5)),), (0,), columns=((0,) * 3,), blocks=((0, 1, 2),)).only(0, [True] * 3)
+    left = {}
+    assert fetching.now([(0,), (1,), (2,)], left) == 0
+    assert fetching.now([(2,), (3,), (4,)], {(2,): 2, (3,): 2}) == 2
+
+
 def test_what_is_asked_for_twice_at_once_is_fetched_once():
     class Store:
         read_only = True

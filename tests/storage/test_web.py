@@ -1,8 +1,8 @@
 """Volumes behind web servers of all manners, and zipped ones, on a disk and behind a URL."""
 
 import json
-import re
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,13 +14,16 @@ from support.s3 import faulty
 from support.shares import share
 from support.volumes import fake_model, make_volume, result_of
 from support.web_server import WebServer
+from unet_engine import api
 from unet_engine.commands.report import plan_facts, plan_lines
 from unet_engine.errors import InputError, OutputError
-from unet_engine.plan.fetching import Fetching
-from unet_engine.prepare.prepare import prepare
-from unet_engine.prepare.survey import survey
+from unet_engine.execution import local
+from unet_engine.execution.choose import planned
+from unet_engine.plan.dealing import dealing
+from unet_engine.prepare.keeping import fetch_factor, fetched_at_most
 from unet_engine.settings import Settings
 from unet_engine.storage import patience, stores
+from unet_engine.storage.kept import CACHE
 from unet_engine.storage.remote import located
 from unet_engine.volumes.formats import open_volume
 
@@ -290,35 +293,64 @@ def test_an_archive_is_no_place_to_write_to(tmp_path):
 LARGER = np.random.default_rng(0).integers(1, 255, (64, 64, 96), np.uint8)
 
 
-@pytest.mark.slow
-def test_a_run_on_two_workers_fetches_a_chunk_as_often_as_is_said_at_most(tmp_path):
-    """Each of them fetches what it reads, and the process that takes samples has done so before."""
-    make_volume(str(tmp_path / "files/scan.zarr"), LARGER, chunks=(16, 16, 16), compressors=None)
-    with WebServer(tmp_path / "files") as server:
-        model = fake_model(tmp_path, window=(16, 16, 16), latency_ms=2)
-        options = ("--in", f"{server.url}/scan.zarr", "--model", model, "--overlap", "0.5", "--workers", 2)
-        done = cli("run", *options, "--out", tmp_path / "o.zarr")
-        assert done.code == 0, done.err
-        fetched = [path for method, path, _ in server.seen if method == "GET" and "/c/" in path]
-    often = len(fetched) / len(set(fetched))
-    most = float(re.search(r"each chunk ([0-9.]+) times at most", done.err)[1])
-    assert 2 <= often <= most + 0.001, "samples, and at least one of the workers"
-    assert most - often < 0.4
-
-
-@pytest.mark.parametrize("workers", [0, 2, 3])
-def test_workers_of_a_cluster_fetch_each_for_itself_and_the_plan_says_so(tmp_path, workers):
-    """Whatever blocks each of them gets: no chunk more often than there are workers, or blocks that read it."""
+@pytest.mark.parametrize("workers", [0, 2, 5])
+def test_the_plan_says_what_workers_of_a_cluster_fetch_each_for_itself(tmp_path, workers):
+    """As blocks are dealt: every chunk by each whose blocks read it. At most, whoever does them: by each block."""
     make_volume(str(tmp_path / "files/scan.zarr"), LARGER, chunks=(16, 16, 16), compressors=None)
     with WebServer(tmp_path / "files") as server:
         model = fake_model(tmp_path, window=(16, 16, 16))
-        settings = Settings.of(input=f"{server.url}/scan.zarr", model=model, overlap=0.5)
-        prepared = prepare(survey(settings), workers)
+        asked = {"workers": workers} if workers else {}
+        prepared = planned(Settings.of(input=f"{server.url}/scan.zarr", model=model, overlap=0.5, **asked))
         facts, samples = plan_facts(prepared), sum(m == "GET" and "/c/" in path for m, path, _ in server.seen)
-    reads = Fetching.of(prepared.job.plan, (16, 16, 16))
-    uses = [reads.uses(chunk) for chunk in np.ndindex(*(len(rows) for rows in reads.rows))]
-    assert max(uses) > 1
-    expected = (sum(min(workers, n) for n in uses) + samples) / len(uses) if workers else 1
-    assert facts["fetch_factor"] == pytest.approx(expected, abs=0.001)
+    plan, shares = prepared.job.plan, dealing(prepared.job.plan, workers)
+    blocks = [task for column in plan.columns() for task in plan.tasks(column, lambda _: True)]
+    reads = [
+        (shares.share(next(plan.columns()), task.block.index) if shares else 0, cell.lo)
+        for task in blocks
+        for cell in task.read.cells((16, 16, 16))
+    ]
+    chunks = len({tuple(n // 16 for n in lo) for _, lo in reads})
+    once = len({(share, tuple(n // 16 for n in lo)) for share, lo in reads}) / chunks
+    most = (len(reads) + samples) / chunks
+    row = dict(plan_lines(prepared))["fetch"]
+    assert prepared.job.dealt == (workers if shares else 0)
+    if workers == 2:
+        assert (facts["fetch_factor"], facts["fetched_at_most"]) == pytest.approx(
+            (once + samples / chunks, most), abs=1e-3
+        )
+        assert "where each worker does its share" in row
+    elif workers:
+        assert facts["fetch_factor"] == facts["fetched_at_most"] == pytest.approx(most, abs=1e-3)
+        assert "at most, as each worker fetches what it reads" in row
+    else:
+        assert facts["fetch_factor"] == once == 1
+        assert "fetched_at_most" not in facts
+        assert "at most" not in row
     assert facts["fetch_processes"] == (workers or 1)
-    assert ("at most" in dict(plan_lines(prepared))["fetch"]) == bool(workers)
+
+
+def test_devices_of_one_process_share_what_is_kept_and_the_plan_counts_it_so(monkeypatch, tmp_path):
+    """Their columns go on at the same time. How often is a matter of who is first; no more than all blocks read."""
+    looked = local.survey
+    monkeypatch.setattr(local, "survey", lambda *args: replace(looked(*args), devices=("cpu", "cpu")))
+    monkeypatch.setattr("unet_engine.storage.kept.BEFORE", 0)
+    monkeypatch.setenv(CACHE, "0")
+    voxels = np.random.default_rng(0).integers(1, 255, (128, 128), np.uint8)
+    make_volume(str(tmp_path / "files/scan.zarr"), voxels, axes="yx", chunks=(16, 16), compressors=None)
+    with WebServer(tmp_path / "files") as server:
+        model = fake_model(tmp_path, axes="yx", window=(16, 16))
+        out = str(tmp_path / "o.zarr")
+        team = local.LocalTeam(
+            Settings.of(input=f"{server.url}/scan.zarr", model=model, overlap=0.5, out=out, threads=1)
+        )
+        prepared = team.prepare()
+        server.seen.clear()
+        api.run_volume(team, prepared)
+        fetched = [path for method, path, _ in server.seen if method == "GET" and "/c/" in path]
+    assert prepared.job.plan.column_count == 2
+    job, scan, said = prepared.job, prepared.survey.scan, plan_facts(prepared)["fetch_factor"]
+    most = fetched_at_most(scan, job.plan, 0, 2, 0)
+    assert len(fetched) / len(set(fetched)) <= most
+    assert fetch_factor(scan, job.plan, job.kept) < said < most
+    assert said == pytest.approx(fetch_factor(scan, job.plan, job.kept // 2), abs=0.001)
+    assert "or so, as devices share" in dict(plan_lines(prepared))["fetch"]

@@ -114,6 +114,12 @@ class ClusterFile(_Strict):
         return self.gpus or self.processes
 
     @property
+    def expected(self) -> int:
+        """Worker processes of all jobs; of those that come and go, as many as there always are."""
+        jobs = self.jobs or self.adaptive.minimum  # type: ignore[union-attr]
+        return jobs * self.processes_per_job
+
+    @property
     def memory_per_process(self) -> int:
         """Bytes a worker process may use. A tenth of the job's goes to those who look after the workers, and to what a
         plan leaves out."""

@@ -112,9 +112,8 @@ def _batch(settings: Settings, hang_seconds: float, stack: ExitStack) -> Cluster
     file, pages = cluster_file.read(str(settings.cluster)), dashboard(settings)
     started = batch_jobs.batch_cluster(file, str(settings.cluster), hang_seconds, pages.scheduler_options)
     cluster, keeper = stack.enter_context(started)
-    jobs = file.jobs or file.adaptive.minimum  # type: ignore[union-attr]
     return Cluster(
-        _client(cluster, stack), file.type, jobs * file.processes_per_job, pages.link(_port(cluster)), pages.notes,
+        _client(cluster, stack), file.type, file.expected, pages.link(_port(cluster)), pages.notes,
         keeper.state, lambda: keeper.trouble,
     )  # fmt: skip
 

@@ -295,14 +295,13 @@ def _plan(given: dict[str, Any], *, as_json: bool) -> None:
         from unet_engine.batches.batch import placed
         from unet_engine.batches.times import first_of
         from unet_engine.commands import report, screen
-        from unet_engine.prepare.prepare import prepare
-        from unet_engine.prepare.survey import survey
+        from unet_engine.execution.choose import planned
         from unet_engine.settings import Settings
 
     console = screen.stderr()
     settings = placed(with_model(Settings.of(**_required(given)), lambda text: _tell(console, [text])))
     settings = first_of(settings, lambda text: _tell(console, [text]))
-    prepared = prepare(survey(settings), tell=lambda text: _tell(console, [text]))
+    prepared = planned(settings, lambda text: _tell(console, [text]))
     if as_json:
         click.echo(json.dumps(report.plan_facts(prepared)))
         return

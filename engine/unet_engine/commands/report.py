@@ -17,7 +17,7 @@ from unet_engine.plan.fetching import reads_along
 from unet_engine.plan.plan import Plan
 from unet_engine.prepare import coarse_choice, streams_choice, tiling_choice
 from unet_engine.prepare.decoding import Reading
-from unet_engine.prepare.keeping import fetch_factor, unpack_factor
+from unet_engine.prepare.keeping import fetch_factor, fetched_at_most, unpack_factor
 from unet_engine.prepare.overlap_choice import facts
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.profiling import tracing
@@ -43,17 +43,20 @@ def bytes_read(prepared: Prepared, chunks: tuple[int, ...]) -> int:
 
 def _fetched(prepared: Prepared) -> dict[str, Any]:
     """Of a volume behind a network: how often each chunk is fetched, what is kept for that, and how many processes do so
-    each for itself (then it is at most so often). Of one that is unpacked in pieces: how often each of these is, and the same."""
+    each for itself (then also how often at most, whichever of them gets a block). Of one that is unpacked in pieces: how
+    often each of these is, and the same."""
     plan, scan, kept = prepared.job.plan, prepared.survey.scan, prepared.job.kept
     often = unpack_factor(scan, plan, kept)
     if often is not None:
         return {"bytes_kept": kept, "unpack_factor": round(often, 3)}
     workers = prepared.cluster.workers if prepared.cluster else 0
-    factor = fetch_factor(scan, plan, kept, workers, prepared.samples)
+    factor = fetch_factor(scan, plan, kept, workers, prepared.samples, prepared.job.abreast)
     if factor is None:
         return {}
     blocks = zip(plan.block_range.lo, plan.block_range.hi, strict=True)
+    most = fetched_at_most(scan, plan, kept, workers, prepared.samples) if workers > 1 else None
     return {
+        **({} if most is None else {"fetched_at_most": round(most, 3)}),
         "bytes_kept": kept,
         "fetch_factor": round(factor, 3),
         "fetch_packed": round(scan.packed, 3),
@@ -70,7 +73,13 @@ def _fetch_row(f: dict[str, Any], pieces: tuple[int, ...] | None) -> list[tuple[
         return []
     packed = f", packed to {f['fetch_packed']:.0%}" if f["fetch_packed"] < 1 else ""
     order = f", in tubes of blocks, {times(f['tubes'])}" if prod(f["tubes"]) > 1 else ""
-    each = " at most, as each worker fetches what it reads" if f["fetch_processes"] > 1 else ""
+    most, each = f.get("fetched_at_most"), ""
+    if most and most > f["fetch_factor"]:
+        each = f" where each worker does its share, {most} at most"
+    elif f["fetch_processes"] > 1:
+        each = " at most, as each worker fetches what it reads"
+    elif len(f["device"]) > 1:
+        each = " or so, as devices share what is kept"
     return [("fetch", f"each chunk {f['fetch_factor']} times{each}, {size(f['bytes_kept'])} are kept{packed}{order}")]
 
 

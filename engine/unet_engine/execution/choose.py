@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from unet_engine import machine
 from unet_engine.errors import PlanError, SettingsError
@@ -13,6 +14,8 @@ from unet_engine.execution.relay import Leg
 from unet_engine.execution.team import Team
 from unet_engine.plan.memory import LEAST
 from unet_engine.prepare.given import NOTHING, Given
+from unet_engine.prepare.prepare import Prepared, prepare
+from unet_engine.prepare.survey import survey
 from unet_engine.settings import Settings
 from unet_engine.units import Tell, silent, size
 
@@ -57,6 +60,28 @@ def teams(settings: Settings) -> Iterator[Make]:
     memory = share_of_memory(settings)
     with connection.connect(settings, memory, settings.hang_seconds or HANG_SECONDS) as cluster:
         yield lambda settings, tell, *_: DaskTeam(settings, cluster, memory, tell)
+
+
+def planned(settings: Settings, tell: Tell = silent) -> Prepared:
+    """The run as `DaskTeam` or `LocalTeam` would plan it, without a cluster: by this process in place of one of the
+    workers. Of a scheduler that is running, what one process would do, which `tell` hears."""
+    from unet_engine.cluster import cluster_file, connection
+
+    workers = 0
+    if settings.scheduler:
+        tell("planned is what one process does: how many workers the scheduler has is seen as the run begins")
+    elif connection.wants_cluster(settings):
+        cores, memory = connection.worker_threads(settings), share_of_memory(settings)
+        workers = settings.workers or settings.gpus or 1
+        if settings.cluster:
+            jobs = cluster_file.read(settings.cluster)
+            workers, memory = jobs.expected, memory or jobs.memory_per_process
+        threads = settings.threads or (cores and max(1, cores // (settings.window_threads or 1)))
+        settings = settings.model_copy(update={"memory": memory, "threads": threads})
+    surveyed = survey(settings)
+    if workers:
+        surveyed = replace(surveyed, devices=surveyed.devices[:1])
+    return prepare(surveyed, workers, max(1, workers), tell)
 
 
 def share_of_memory(settings: Settings) -> int | None:

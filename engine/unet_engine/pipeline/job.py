@@ -69,6 +69,11 @@ class Job:
     """Whether workers tell where their time goes, see `unet_engine.profiling.stages`."""
     kept: int = 0
     """Bytes that are kept of what is fetched over a network, or unpacked in pieces."""
+    dealt: int = 0
+    """To how many workers of a cluster blocks are dealt, see `unet_engine.plan.dealing`; 0: each is done by whoever has
+    nothing else to do."""
+    abreast: int = 1
+    """Columns that are done at the same time, by so many devices of one process."""
     kept_of_mask: int = KEPT_BYTES
     """The same of the user's mask."""
     shelves: tuple[int, ...] = ()

@@ -31,6 +31,7 @@ from unet_engine.pipeline.host import Watch, unwatched
 from unet_engine.pipeline.job import Halo, Job, Raw, Tally
 from unet_engine.pipeline.presence import Presence
 from unet_engine.plan.box import Box
+from unet_engine.plan.dealing import dealing
 from unet_engine.plan.fetching import Fetching
 from unet_engine.plan.plan import Column, Index, Task
 from unet_engine.profiling.recorder import PLAIN, Recorder
@@ -89,6 +90,7 @@ class Worker:
         """Whether memory ran out once and fewer windows are inferred at once since."""
         self._opened = replace(opened) if opened else Opened()
         self._glances = Glances()
+        self._shares: tuple[int, int] | None = None
         self._opening = threading.RLock()
         self._pipeline: Pipeline | None = None
 
@@ -115,10 +117,20 @@ class Worker:
     def _keeping(self) -> int:
         """Bytes that the volume keeps of what it fetches or unpacks, from now on."""
         if units := self.volume.units:
-            self.volume.keep(self.job.kept, Fetching.of(self.job.plan, units, self.volume.begins(units)))
+            reads = Fetching.of(self.job.plan, units, self.volume.begins(units))
+            reads = replace(reads, abreast=self.job.abreast > 1)
+            shares = dealing(self.job.plan, self.job.dealt)
+            self.volume.keep(self.job.kept, shares.reads(reads, self._shares) if shares and self._shares else reads)
         elif self.volume.pieces:
             self.volume.keep(self.job.kept, None)
         return self.job.kept
+
+    def serve(self, shares: tuple[int, int]) -> None:
+        """The blocks that come are those of these shares of `dealing`, from the first to before the second, but for a
+        few: what is kept is what they read again. Not while one is read."""
+        if shares != self._shares:
+            self._shares = shares
+            self.__dict__.pop("_keeping", None)
 
     @property
     def mask(self) -> Mask | None:

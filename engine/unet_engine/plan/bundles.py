@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
+from unet_engine.plan.dealing import Dealing
 from unet_engine.plan.plan import Column, Index, Plan, Task
 
 BundleId = tuple[int, ...]
@@ -39,6 +40,8 @@ class Bundle:
     tasks: tuple[Task, ...]
     targets: tuple[tuple[BundleId, frozenset[Index]], ...]
     """Other bundles that wait for halos of this one, and the blocks in them that do."""
+    share: int | None = None
+    """Whose it is, where blocks are dealt; None: of whoever has nothing else to do."""
 
     @cached_property
     def commits(self) -> bool:
@@ -49,34 +52,53 @@ class Bundle:
         return f"block {first.index}" if first is last else f"blocks {first.index} to {last.index}"
 
 
-def bundles(plan: Plan, pending: Callable[[Index], bool], length: int) -> Iterator[Bundle]:
-    """All that is left to do, `length` blocks at most in each, lower neighbours first. Lazy, as `Plan.tasks`."""
+def bundles(
+    plan: Plan, pending: Callable[[Index], bool], length: int, dealing: Dealing | None = None
+) -> Iterator[Bundle]:
+    """All that is left to do, `length` blocks at most in each, lower neighbours first. Lazy, as `Plan.tasks`. dealing:
+    the shares that blocks are dealt in, whose bundles come in turns."""
     for column in plan.columns():
+        if dealing is None:
+            yield from _bundles(plan, column, plan.tasks(column, pending), length, None)
+            continue
+        for boxes in dealing.steps(column, length):
+            parts = ((plan.tasks_in(box, column, pending)) for box in boxes)
+            for turn in itertools.zip_longest(*(_bundles(plan, column, part, length, dealing) for part in parts)):
+                yield from filter(None, turn)
 
-        def row_of(task: Task, column: Column = column) -> BundleId:
-            return bundle_id(plan, column, task.block.index, length)
 
-        for key, row in itertools.groupby(plan.tasks(column, pending), row_of):
-            yield _bundle(plan, key, column, tuple(row), length)
+def _bundles(
+    plan: Plan, column: Column, tasks: Iterator[Task], length: int, dealing: Dealing | None
+) -> Iterator[Bundle]:
+    def row_of(task: Task) -> BundleId:
+        return bundle_id(plan, column, task.block.index, length, dealing)
+
+    for key, row in itertools.groupby(tasks, row_of):
+        yield _bundle(plan, key, column, tuple(row), length, dealing)
 
 
-def bundle_id(plan: Plan, column: Column, block: Index, length: int) -> BundleId:
+def bundle_id(plan: Plan, column: Column, block: Index, length: int, dealing: Dealing | None = None) -> BundleId:
     fast = plan.order[-1]
     # blocks of lower columns that only spill in lie below the column's first: they count as rows of their own
     starts = [lo for lo, _ in plan.tube_spans(fast, column.blocks.lo[fast], column.blocks.hi[fast])]
+    if dealing and dealing.axis == fast:
+        starts = sorted({*starts, *dealing.starts_in(column, block[dealing.across])})
     begun = max(1, bisect_right(starts, block[fast]))
     before = sum(-(-(hi - lo) // length) for lo, hi in itertools.pairwise(starts[:begun]))
     place = before + (block[fast] - starts[begun - 1]) // length
     return (column.number, *(place if a == fast else i for a, i in enumerate(block)))
 
 
-def _bundle(plan: Plan, key: BundleId, column: Column, tasks: tuple[Task, ...], length: int) -> Bundle:
+def _bundle(
+    plan: Plan, key: BundleId, column: Column, tasks: tuple[Task, ...], length: int, dealing: Dealing | None
+) -> Bundle:
     targets: dict[BundleId, set[Index]] = {}
     for task in tasks:
         for block, _ in task.halos:
-            if (other := bundle_id(plan, column, block, length)) != key:
+            if (other := bundle_id(plan, column, block, length, dealing)) != key:
                 targets.setdefault(other, set()).add(block)
-    return Bundle(key, column, tasks, tuple((other, frozenset(blocks)) for other, blocks in sorted(targets.items())))
+    found = tuple((other, frozenset(blocks)) for other, blocks in sorted(targets.items()))
+    return Bundle(key, column, tasks, found, dealing.share(column, tasks[0].block.index) if dealing else None)
 
 
 def bundle_length(plan: Plan, seconds_per_window: float, workers: int) -> int:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby, pairwise, product
+from itertools import compress, groupby, pairwise, product
 from math import inf, prod
 from operator import itemgetter
+from typing import TypeVar
 
 from unet_engine.plan.plan import Plan, read_span
+
+T = TypeVar("T")
 
 MOST = 2**30
 """Bytes that are kept at most."""
@@ -58,6 +61,10 @@ class Fetching:
     """Per axis, which block each row is, where that is known."""
     axes: tuple[int, ...] = ()
     """Per axis, which of a chunk's it is; empty: they are in order."""
+    abreast: bool = False
+    """Whether columns go on at the same time, so that blocks in the same place of theirs come together."""
+    shared: bool = False
+    """Whether others read, too, so that a chunk may be read less often than is said here."""
 
     @classmethod
     def of(cls, plan: Plan, chunks: Sequence[int], begins: Sequence[int] = ()) -> Fetching:
@@ -87,6 +94,18 @@ class Fetching:
             for spans, n in zip(self.spans, self._seen(backwards), strict=True)
         ]
         return replace(self, spans=tuple(mirrored), axes=tuple(self._seen(order)))
+
+    def only(self, a: int, which: Sequence[bool]) -> Fetching:
+        """What some of the rows of blocks along axis `a` read, where others are left to other workers, which may take
+        one of these, too."""
+
+        def kept(along: tuple[tuple[T, ...], ...]) -> tuple[tuple[T, ...], ...]:
+            return tuple(tuple(compress(rows, which)) if b == a else rows for b, rows in enumerate(along))
+
+        return replace(
+            self, spans=kept(self.spans), columns=kept(self.columns), tubes=kept(self.tubes), blocks=kept(self.blocks),
+            shared=True,
+        )  # fmt: skip
 
     def moved(self, by: Sequence[int]) -> Fetching:
         """The same by the chunks of a volume that begins so many chunks earlier."""
@@ -129,6 +148,16 @@ class Fetching:
             block[a] = rows[a][at]
         return self._moment(block)
 
+    def now(self, chunks: Sequence[Sequence[int]], left: Mapping[tuple[int, ...], int]) -> int:
+        """When the block is read that reads `chunks` together, some of which others may have read before; `left`: how
+        often some are to be read, this time included."""
+        moments = [0]
+        for chunk in map(tuple, chunks):
+            uses = self.uses(chunk)
+            if (still := left.get(chunk, uses)) > 0:
+                moments.append(self.due(chunk, uses - still))
+        return max(moments)
+
     def in_order(self) -> list[tuple[int, ...]]:
         """Blocks in the order in which they read, as rows along each axis."""
         return sorted(product(*(range(len(spans)) for spans in self.spans)), key=self._moment)
@@ -144,13 +173,18 @@ class Fetching:
     def _digits(self) -> list[tuple[int, int, Sequence[int]]]:
         """What numbers of blocks are made of, the highest digit first: axis, how many there are, that of each row.
         Where there is one column or tube alone, it is none."""
+        columns = [] if self.abreast else [(a, self._columns[a]) for a in range(len(self.spans))]
         found: list[tuple[int, Sequence[int]]] = [
-            *((a, self._columns[a]) for a in range(len(self.spans))),
+            *columns,
             *((a, self._tubes[a]) for a in self.order),
-            *((a, range(len(self.spans[a]))) for a in self.order),
+            *((a, self._places(a) if self.abreast else range(len(self.spans[a]))) for a in self.order),
         ]
         counted = [(a, max(parts, default=0) + 1, parts) for a, parts in found]
         return [digit for digit in counted if digit[1] > 1]
+
+    def _places(self, a: int) -> list[int]:
+        """Of each row of blocks along axis `a`, its number in its column."""
+        return [at - self._columns[a].index(column) for at, column in enumerate(self._columns[a])]
 
     @cached_property
     def _columns(self) -> tuple[tuple[int, ...], ...]:

@@ -408,9 +408,14 @@ class Plan:
         `pending` tells which blocks are still to be committed. A committed block, or one of a lower column, appears
         only where one of its windows reaches a pending block, and then infers just those windows.
         """
-        for index in self._walk(column):
-            if task := self.task(index, column, pending):
-                yield task
+        return self._tasks(self._walk(column), column, pending)
+
+    def tasks_in(self, blocks: Box, column: Column, pending: Callable[[Index], bool]) -> Iterator[Task]:
+        """The same of a box of the blocks that the column looks at."""
+        return self._tasks(self._ordered(blocks), column, pending)
+
+    def _tasks(self, indices: Iterable[Index], column: Column, pending: Callable[[Index], bool]) -> Iterator[Task]:
+        return (task for index in indices if (task := self.task(index, column, pending)))
 
     def sums_in_order(self, column: Column) -> Iterator[int]:
         """Voxels of the sums of each block that a column looks at, in the order of its `tasks`."""
@@ -418,9 +423,16 @@ class Plan:
 
     def _walk(self, column: Column) -> Iterator[Index]:
         """Blocks that a column looks at, tube by tube. Along every axis the lower ones come first."""
-        if (windows := self.column_windows(column)).is_empty:
+        return self._ordered(self.looked_at(column))
+
+    def looked_at(self, column: Column) -> Box:
+        """The blocks of a column, with those below whose windows reach in; empty where it has no windows."""
+        windows = self.column_windows(column)
+        return Box(column.blocks.lo, column.blocks.lo) if windows.is_empty else self._blocks_of(windows)
+
+    def _ordered(self, walk: Box) -> Iterator[Index]:
+        if walk.is_empty:
             return
-        walk = self._blocks_of(windows)
         for tube in itertools.product(*(self.tube_spans(a, walk.lo[a], walk.hi[a]) for a in self.order)):
             for place in itertools.product(*(range(lo, hi) for lo, hi in tube)):
                 by_axis = dict(zip(self.order, place, strict=True))

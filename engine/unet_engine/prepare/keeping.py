@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 
+from unet_engine.plan.dealing import dealing
 from unet_engine.plan.fetching import MOST, Fetching
 from unet_engine.plan.memory import Sizes, predict_memory
 from unet_engine.plan.plan import Plan
@@ -17,15 +18,18 @@ from unet_engine.volumes.files import KEPT_BYTES
 from unet_engine.volumes.mask import Mask
 
 
-def to_keep(scan: Volume, plan: Plan, free: int) -> int:
+def to_keep(scan: Volume, plan: Plan, free: int, workers: int = 0) -> int:
     """Bytes to keep of what is fetched over a network: as many as spare any request, or, where that is not wanted, as
-    keep requests few; but a quarter of what is free at most, as blocks are what memory is for."""
+    keep requests few; but a quarter of what is free at most, as blocks are what memory is for. workers: of a cluster,
+    the bytes being those of each."""
     if scan.units is None:
         return 0
     each = _unpacked(scan, scan.units)
-    fetching = _reads(scan, plan, scan.units)
-    most = max(allowed(MOST), min(MOST, fetching.enough(each)))
-    return max(0, min(fetching.wanted(each, most), free // 4))
+    found = _reads(scan, plan, scan.units)
+    shares = dealing(plan, workers)
+    parts = [shares.reads(found, (n, n + 1)) for n in range(workers)] if shares else [found]
+    most = max(allowed(MOST), min(MOST, max(part.enough(each) for part in parts)))
+    return max(0, min(max(part.wanted(each, most) for part in parts), free // 4))
 
 
 def to_keep_unpacked(scan: Volume, plan: Plan, free: int) -> int:
@@ -58,17 +62,31 @@ def in_tubes(scan: Volume, plan: Plan, sizes: Sizes, base: int, budget: int, kep
     return plan
 
 
-def fetch_factor(scan: Volume, plan: Plan, kept: int, workers: int = 0, samples: int = 0) -> float | None:
+def fetch_factor(
+    scan: Volume, plan: Plan, kept: int, workers: int = 0, samples: int = 0, abreast: int = 1
+) -> float | None:
     """How often each chunk of a volume behind a network is fetched, in the mean; None of one that lies elsewhere. By
-    `workers` of a cluster, each for itself: at most, and with so many chunks that were fetched for `samples`."""
+    `workers` of a cluster, with so many chunks that were fetched for `samples`: as blocks are dealt, or at most where
+    they are not. abreast: columns that share what is kept."""
     if scan.units is None:
         return None
     reads = _reads(scan, plan, scan.units)
-    often = counted(reads, _chunks(scan, scan.units, kept))
-    if not workers:
-        return often
-    without_keeping = reads.fetches(0) / max(1, reads.chunks)
-    return min(often * reads.by_each(workers), without_keeping) + samples / max(1, reads.chunks)
+    if workers < 2:
+        return counted(reads, _chunks(scan, scan.units, kept) / abreast) + workers * samples / max(1, reads.chunks)
+    shares = dealing(plan, workers)
+    if shares is None:
+        return fetched_at_most(scan, plan, kept, workers, samples)
+    return shares.fetches(reads, _chunks(scan, scan.units, kept)) + samples / max(1, reads.chunks)
+
+
+def fetched_at_most(scan: Volume, plan: Plan, kept: int, workers: int, samples: int) -> float | None:
+    """The same whichever worker does a block, and in whatever order."""
+    if scan.units is None:
+        return None
+    reads = _reads(scan, plan, scan.units)
+    room = _chunks(scan, scan.units, kept) >= reads.chunks  # so that nothing has to go
+    often = reads.by_each(workers) if room else reads.fetches(0) / max(1, reads.chunks)
+    return often + samples / max(1, reads.chunks)
 
 
 def unpack_factor(scan: Volume, plan: Plan, kept: int) -> float | None:

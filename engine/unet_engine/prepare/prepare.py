@@ -17,6 +17,7 @@ from unet_engine.hanging import watched
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.box import Box
 from unet_engine.plan.bundles import bundle_length
+from unet_engine.plan.dealing import dealing
 from unet_engine.plan.device_memory import DeviceMemory
 from unet_engine.plan.memory import READERS, ClusterShape, Sizes, fit, predict_memory, readers_that_fit
 from unet_engine.plan.plan import Plan
@@ -136,6 +137,8 @@ def _prepared(loaded: _Loaded, notes: list[str], workers: int, present: int, tel
         answers=draft.network.answers(),
         kept=fitted.kept,
         kept_of_mask=fitted.kept_of_mask,
+        abreast=1 if workers else len(survey.devices),
+        dealt=workers if dealing(fitted.plan, workers) and survey.scan.units else 0,
         shelves=fitted.sizes.shelves,
         readers=fitted.sizes.readers,
     )
@@ -446,7 +449,7 @@ def _fit(job: Job, loaded: _Loaded, sizes: Sizes, workers: int, present: int) ->
     base = resident - held + (devices - 1) * max(0, resident - loaded.before)
     if loaded.ready.budget:  # measured before another run was under way, whose blocks are none of this one's
         base, budget = loaded.ready.base, loaded.ready.budget
-    cluster, kept = None, to_keep(survey.scan, plan, budget - base)
+    cluster, kept = None, to_keep(survey.scan, plan, budget - base, workers)
     kept_of_mask = to_keep_of_mask(survey.mask, budget - base - kept)
     alone, base = base, base + held + kept + kept_of_mask
     if workers:

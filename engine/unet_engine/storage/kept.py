@@ -58,6 +58,11 @@ class Kept(WrapperStore[Any]):  # type: ignore[misc]
         self._last: list[tuple[int, str]] = []
         """A heap of all that was said of when things are needed, the last first; what does not hold any more too."""
         self._bytes = 0
+        self._before: int | None = None
+        """Bytes that were kept as it was first said how many may be."""
+        self._now = 0
+        self._first: list[tuple[int, str]] = []
+        """The same as `_last`, the first first, of what may never be read again."""
         self._asked: dict[tuple[str, str], asyncio.Event] = {}
         """What is under way. All is asked on the one loop of zarr's."""
         self._absent: set[str] = set()
@@ -115,9 +120,17 @@ class Kept(WrapperStore[Any]):  # type: ignore[misc]
             while self._bytes > self.most:
                 self._let_go(self._needed_last())
 
-    def expect(self, due: Mapping[str, int]) -> None:
-        """When keys are needed next, as numbers that grow with time."""
+    def expect(self, due: Mapping[str, int], now: int | None = None) -> None:
+        """When keys are needed next, as numbers that grow with time. now: such a number, where they may not be needed at
+        all: what was to be by then and was not goes before what is needed last."""
         with self._lock:
+            if now is not None:
+                self._now = max(self._now, now)
+                for key, when in due.items():
+                    heappush(self._first, (when, key))
+                if len(self._first) > 4 * len(self._due) + 64:
+                    self._first = [(when, key) for key, when in self._due.items()]
+                    heapify(self._first)
             self._due.update(due)
             for key, when in due.items():
                 heappush(self._last, (-when, key))
@@ -126,6 +139,10 @@ class Kept(WrapperStore[Any]):  # type: ignore[misc]
                 heapify(self._last)
 
     def _needed_last(self) -> tuple[str, str]:
+        while self._first and self._first[0][0] < self._now:
+            when, key = heappop(self._first)
+            if key in self._spans and self._due.get(key) == when:
+                return key, next(iter(self._spans[key]))
         while self._last:
             when, key = self._last[0]
             if key in self._spans and self._due.get(key) == -when:
@@ -145,7 +162,9 @@ class Kept(WrapperStore[Any]):  # type: ignore[misc]
         """Keep so many bytes from now on, beside what is kept already: those are part of what the process was found to
         take."""
         with self._lock:
-            self.most = most + self._bytes
+            self._before = self._bytes if self._before is None else self._before
+            self.most = most + self._before
+            self._now, self._first = 0, []
 
     def clear_all(self) -> None:
         """What came was wrong, and shall be fetched again."""

@@ -203,17 +203,21 @@ class ZarrVolume(StoredVolume):
         if self._kept is None or self._reads is None:
             return []
         units, due, over = self.along(self.array.shards or self.array.chunks), dict[str, int](), list[str]()
-        for cell in box.cells(units):
-            chunk = tuple(l // u for l, u in zip(cell.lo, units, strict=True))
+        cells = [(tuple(l // u for l, u in zip(cell.lo, units, strict=True)), cell) for cell in box.cells(units)]
+        now = self._reads.now([chunk for chunk, _ in cells], self._left) if self._reads.shared else None
+        for chunk, cell in cells:
             uses = self._reads.uses(chunk)
-            self._left[chunk] = left = self._left.get(chunk, uses) - 1
+            left = self._left.get(chunk, uses) - 1
+            while now is not None and left > 0 and self._reads.due(chunk, uses - left) <= now:
+                left -= 1  # by another worker
+            self._left[chunk] = left
             keys = map(self._key_at, self._stored_keys(cell))
             if left > 0:
                 due |= dict.fromkeys(keys, self._reads.due(chunk, uses - left))
             else:
                 del self._left[chunk]
                 over += keys
-        self._kept.expect(due | dict.fromkeys(over, NEVER))
+        self._kept.expect(due | dict.fromkeys(over, NEVER), now)
         return over
 
     def _key_at(self, key: str) -> str:

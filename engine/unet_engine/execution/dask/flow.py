@@ -11,8 +11,8 @@ says.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -25,10 +25,12 @@ from distributed.scheduler import KilledWorker
 from unet_engine.cluster.connection import workers_there
 from unet_engine.errors import ClusterError, UnetEngineError
 from unet_engine.execution.dask import tasks
+from unet_engine.execution.dask.placing import ANYWHERE, Place, Placing
 from unet_engine.execution.dask.progress import LOOK_EVERY, Progress
 from unet_engine.execution.dask.tasks import Label, Sealed, Ticket, Wanted
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.bundles import Bundle, BundleId, bundles
+from unet_engine.plan.dealing import dealing
 from unet_engine.plan.memory import BUNDLES_IN_FLIGHT
 from unet_engine.plan.plan import Index
 from unet_engine.profiling.stages import SPANS
@@ -56,13 +58,14 @@ def run_dask(
     """
     # no two runs share keys: the scheduler may still hold those of one that was interrupted
     name = f"unet-{job.plan.digest}-{uuid4().hex[:8]}"
-    flow = _Flow(client, tasks.ticket(job, name, limit))
-    with _listening(client, name, progress):
+    shares = dealing(job.plan, job.dealt)
+    flow = _Flow(client, tasks.ticket(job, name, limit), Placing(job.dealt) if shares else None)
+    with _listening(client, name, progress, flow):
         try:
-            for bundle in bundles(job.plan, pending, length):
-                while flow.in_flight >= BUNDLES_IN_FLIGHT * max(1, progress.worker_count):
+            for bundle, is_late in _late(bundles(job.plan, pending, length, shares), BUNDLES_IN_FLIGHT * job.dealt):
+                while (place := flow.place(bundle, progress.present, is_late=is_late)) is None:
                     _step(flow, progress, trouble)
-                flow.submit(bundle)
+                flow.submit(bundle, place)
                 progress.submitted()
             while flow.in_flight:
                 _step(flow, progress, trouble)
@@ -75,6 +78,17 @@ def run_dask(
             flow.drop()
             with suppress(Exception):  # the workers or the scheduler may be gone
                 client.run(tasks.close, name, on_error="ignore")
+
+
+def _late(found: Iterable[Bundle], last: int) -> Iterator[tuple[Bundle, bool]]:
+    """Each, and whether it is one of so many last ones."""
+    waiting: deque[Bundle] = deque()
+    for bundle in found:
+        waiting.append(bundle)
+        if len(waiting) > last:
+            yield waiting.popleft(), False
+    while waiting:
+        yield waiting.popleft(), True
 
 
 def _step(flow: _Flow, progress: Progress, trouble: Callable[[], str | None]) -> None:
@@ -92,9 +106,10 @@ def _confirm(client: Client, name: str) -> None:
 
 
 @contextmanager
-def _listening(client: Client, topic: str, progress: Progress) -> Iterator[None]:
+def _listening(client: Client, topic: str, progress: Progress, flow: _Flow) -> Iterator[None]:
     def seen(event: tuple[float, dict[str, Any]]) -> None:
         progress.event(event[1])
+        flow.event(event[1])
 
     client.subscribe_topic(topic, seen)
     try:
@@ -112,9 +127,10 @@ def _worker_addresses(client: Client) -> set[str]:
 class _Flow:
     """What is submitted and not yet committed, and the halos that bundles still to be submitted will need."""
 
-    def __init__(self, client: Client, ticket: Ticket) -> None:
-        self._client, self._ticket = client, ticket
-        self._completed: SimpleQueue[Future] = SimpleQueue()
+    def __init__(self, client: Client, ticket: Ticket, placing: Placing | None) -> None:
+        self._client, self._ticket, self._placing = client, ticket, placing
+        self._completed: SimpleQueue[Future | None] = SimpleQueue()
+        """None: a worker has room."""
         self._open: dict[Future, tuple[Bundle, list[Future]]] = {}
         """By the future that ends a bundle, the bundle and the parcels it merges: Dask may see us let go of them before
         it sees the commit."""
@@ -126,11 +142,28 @@ class _Flow:
     def in_flight(self) -> int:
         return len(self._open)
 
-    def submit(self, bundle: Bundle) -> None:
+    def place(self, bundle: Bundle, present: set[str], *, is_late: bool) -> Place | None:
+        """Where a bundle goes; None as long as there is no room for it. is_late: whether it is one of the last."""
+        if self.in_flight >= BUNDLES_IN_FLIGHT * max(1, len(present)):
+            return None
+        if self._placing is None:
+            return ANYWHERE
+        self._placing.look(present)
+        return self._placing.place(bundle, is_late=is_late)
+
+    def event(self, facts: dict[str, Any]) -> None:
+        """Something a worker tells. Called from another thread than the rest."""
+        if self._placing and facts.get("stage") == "predicted":
+            self._placing.predicted(tuple(facts["run"]))
+            self._completed.put(None)
+
+    def submit(self, bundle: Bundle, place: Place) -> None:
         """Hand over one bundle: its tasks and their order before those submitted later."""
+        if self._placing:
+            self._placing.given(bundle.id, place)
         name, ticket = self._ticket.name, self._ticket
         sums = (f"predict-{name}", *bundle.id)
-        graph: dict[Any, Any] = {sums: (tasks.predict, ticket, Sealed.of(bundle))}
+        graph: dict[Any, Any] = {sums: (tasks.predict, ticket, Sealed.of(bundle, place.shares, self._count))}
         parcels = {}
         for target, blocks in bundle.targets:
             parcels[target] = (f"piece-{name}", *bundle.id, *target)
@@ -140,7 +173,9 @@ class _Flow:
         if bundle.commits:
             keys.append((f"commit-{name}", *bundle.id))
             graph[keys[-1]] = (tasks.commit, ticket, Label.of(bundle), sums, *lower)
-        futures = self._client.get(graph, keys, sync=False, priority=-self._count)
+        # should the worker go, others take it
+        where = {"workers": [place.worker], "allow_other_workers": True} if place.worker else {}
+        futures = self._client.get(graph, keys, sync=False, priority=-self._count, **where)
         self._count += 1
         for target, future in zip(parcels, futures, strict=False):
             self._waiting[target].append(future)
@@ -155,7 +190,11 @@ class _Flow:
             future = self._completed.get(timeout=seconds)
         except Empty:
             return False
+        if future is None:
+            return True
         bundle, _ = self._open.pop(future)
+        if self._placing:  # whatever its workers told
+            self._placing.predicted(bundle.id)
         if future.status != "finished":
             raise self._failure(future, bundle)
         return True

@@ -56,7 +56,8 @@ class Progress:
         """By worker, where its time went as far as it has told."""
         self._tally = Tally()
         self._shares: dict[str, Share] = {}
-        self._present: set[str] = set()
+        self.present: set[str] = set()
+        """Addresses of the workers that are there."""
         self._submitted = self._predicted = 0
         self._lock = threading.Lock()
 
@@ -121,14 +122,14 @@ class Progress:
 
     def _seen(self, present: set[str]) -> None:
         with self._lock:
-            self.lost += len(self._present - present)
-            self._present = present
+            self.lost += len(self.present - present)
+            self.present = present
             self.worker_count = len(present)
 
     def rates(self) -> dict[str, float]:
         """Windows per second of each worker that is there."""
         with self._lock:
-            return {address: share.rate for address, share in self._shares.items() if address in self._present}
+            return {address: share.rate for address, share in self._shares.items() if address in self.present}
 
     def detail(self) -> str:
         """One line for people."""

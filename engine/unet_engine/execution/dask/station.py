@@ -19,6 +19,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from queue import Empty, SimpleQueue
 
 from unet_engine.backends.base import Array
@@ -106,7 +107,7 @@ class Station:
         self._inside: deque[_Order] = deque()
         """Orders that the device has taken, first in, first out."""
         self._ahead = threading.Semaphore(READ_AHEAD)
-        self._reading = threading.Lock()
+        self._reading = _Turns()
         self._closed = self._ended = False
         self._refused: Exception | None = None
         """Why half the windows at once would not do, once that was found: all orders that run out after that are told
@@ -119,11 +120,15 @@ class Station:
 
     # --- what the cluster calls ---
 
-    def predict(self, bundle: Bundle) -> Sums:
-        """Read and infer the blocks of a bundle. Void ones are written here and now."""
+    def predict(self, bundle: Bundle, shares: tuple[int, int] | None = None, number: int = 0) -> Sums:
+        """Read and infer the blocks of a bundle. Void ones are written here and now. shares: of `plan.dealing` that this
+        worker has, where blocks are dealt; number: of the bundle, in the order in which they were handed out."""
         self.used = time.monotonic()
         orders = []
-        with self._reading:  # one bundle after the other, so that the first one's sums are complete first
+        # one bundle after the other, so that the first one's sums are complete first, and what is kept is read in order
+        with self._reading.turn(number):
+            if shares:
+                self.worker.serve(shares)
             for task in bundle.tasks:
                 targets = {task.block.index} if task.commits else set()
                 targets.update(to for to, _ in task.halos)
@@ -252,6 +257,29 @@ class Station:
         while self._inside:
             self._ahead.release()
             self._inside.popleft().sums.set_exception(error)
+
+
+class _Turns:
+    """One at a time; of those that wait, that of the lowest number."""
+
+    def __init__(self) -> None:
+        self._waiting: list[int] = []
+        self._taken = False
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def turn(self, number: int) -> Iterator[None]:
+        with self._changed:
+            heappush(self._waiting, number)
+            self._changed.wait_for(lambda: not self._taken and self._waiting[0] == number)
+            heappop(self._waiting)
+            self._taken = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken = False
+                self._changed.notify_all()
 
 
 class _Watch:

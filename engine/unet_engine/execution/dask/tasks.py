@@ -88,10 +88,14 @@ class Sealed:
 
     label: Label
     content: bytes
+    shares: tuple[int, int] | None
+    """Of `plan.dealing` that the worker has which it goes to; None where blocks are not dealt."""
+    number: int
+    """In the order in which bundles are handed out."""
 
     @classmethod
-    def of(cls, bundle: Bundle) -> Sealed:
-        return cls(Label.of(bundle), pickle.dumps(bundle))
+    def of(cls, bundle: Bundle, shares: tuple[int, int] | None, number: int) -> Sealed:
+        return cls(Label.of(bundle), pickle.dumps(bundle), shares, number)
 
     def __dask_tokenize__(self) -> BundleId:
         # keys are made of it already; else Dask would hash all of it
@@ -102,7 +106,7 @@ def predict(ticket: Ticket, sealed: Sealed) -> Sums:
     """Infer the blocks of a bundle."""
     with _at_work(ticket, sealed.label, "predicted") as here:
         bundle: Bundle = pickle.loads(sealed.content)
-        return here.predict(bundle)
+        return here.predict(bundle, sealed.shares, sealed.number)
 
 
 @dataclass(frozen=True)
