@@ -89,7 +89,7 @@ def expected(image: Array, case: dict[str, Any], mirrors: str, *, turns: bool) -
 
 @pytest.mark.slow
 @given(cases(), st.data())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_mean_over_poses_is_that_of_explicit_loops(blocks: Any, case: dict[str, Any], data: st.DataObject) -> None:
     """Any axes, margins, overlaps, blends and blocks; both pipelines, and both with the same bytes."""
     mirrors = "".join(sorted(data.draw(st.sets(st.sampled_from(case["axes"]))), key="zyx".index))

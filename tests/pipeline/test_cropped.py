@@ -181,7 +181,7 @@ def test_arrays_are_cropped_too(tmp_path):
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_the_box_is_that_of_every_voxel_that_is_not_0(tmp_path_factory, data):
     shape = data.draw(st.tuples(*[st.integers(1, 13)] * 3))
     chunks = data.draw(st.tuples(*[st.integers(1, 5)] * 3))

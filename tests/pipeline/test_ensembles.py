@@ -66,7 +66,7 @@ def models(folder: Path, names: str, **spec: Any) -> str:
 
 @pytest.mark.slow
 @given(cases(), st.data())
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_mean_over_networks_and_poses_is_that_of_explicit_loops(
     blocks: Any, case: dict[str, Any], data: st.DataObject
 ) -> None:

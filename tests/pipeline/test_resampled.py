@@ -111,7 +111,7 @@ def noise(case: Case, seed: int = 0) -> Any:
 
 
 @given(cases(), st.booleans())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=24, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_geometry_is_as_scipy_resamples_it(case: Case, scan: bool) -> None:  # noqa: FBT001
     array = noise(case)
     expected = fed(case, array)

@@ -105,6 +105,7 @@ def test_normalisation_is_global(tmp_path: Path) -> None:
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # of one volume alone, `test_memory.py` shows it each time
 def test_memory_is_bounded_by_the_budget_and_close_to_the_prediction(tmp_path: Path) -> None:
     """Eight times the voxels in the same memory; the prediction holds within 15 % on the larger one."""
     model = fake_model(

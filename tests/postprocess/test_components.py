@@ -76,7 +76,7 @@ def cases(draw):
 
 
 @given(cases())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=24, deadline=None)
 def test_objects_are_those_of_scipy(case):
     labels = case["labels"]
     rules = {key: case[key] for key in ("connectivity", "min_size", "fill_holes", "largest")}

@@ -202,7 +202,7 @@ def test_crop_by_the_receptive_field_is_exact(models, tmp_path):
 # --- the receptive field ---
 
 
-@pytest.mark.parametrize("name", share(["shallow", "valid", "deep"], 2))
+@pytest.mark.parametrize("name", share(["shallow", "valid", "deep"]))
 def test_the_measured_receptive_field_is_the_computed_one(models, name):
     """Or a little less: rectifiers and poolings may let nothing of the very last voxel through."""
     model = open_model(models[name])

@@ -104,7 +104,7 @@ def _of_v3(draw, ndim, chunks, size):
     }  # fmt: skip
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(layouts(), st.data())
 def test_any_box_of_any_layout_reads_as_zarr_reads_it(layout, data):
     with tempfile.TemporaryDirectory() as folder:

@@ -107,7 +107,7 @@ THICK = CUBIC | {
 
 @pytest.mark.slow
 @given(cases(), st.sampled_from([2**26, 2**12]))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_bytes_are_those_of_the_cpu(
     blocks: Any, monkeypatch: pytest.MonkeyPatch, on_host: list[bool], case: dict[str, Any], scratch: int
 ) -> None:
