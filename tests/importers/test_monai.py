@@ -710,14 +710,15 @@ ZSCORE = {"_target_": "NormalizeIntensityd", "keys": "image"}
 EDGED = {"_target_": "CropForegroundd", "keys": "image", "source_key": "image"}
 
 
-@pytest.mark.parametrize("spaced", share([True, False]))
-def test_a_scan_that_is_cropped_to_what_is_above_a_value_gives_monais_labels(tmp_path, spaced):
+@pytest.mark.parametrize(("spaced", "margin"), share([(True, 4), (False, 0), (False, [4, 9, 2]), (True, 0)]))
+def test_a_scan_that_is_cropped_to_what_is_above_a_value_gives_monais_labels(tmp_path, spaced, margin):
     """Air of 0 once voxels are scaled; what is measured is measured of the box, windows begin with it, 0 is outside.
-    spaced: of voxels that were brought to the network's spacing."""
+    spaced: of voxels that were brought to the network's spacing. margin: by which the box is larger, as far as there are
+    voxels, which ends before at one side at least."""
     before = [
         bundles.LOAD, {"_target_": "EnsureChannelFirstd", "keys": "image"},
         {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"}, *([SPACED] if spaced else []), bundles.RANGE,
-        EDGED, ZSCORE,
+        EDGED | {"margin": margin, "allow_smaller": True}, ZSCORE,
     ]  # fmt: skip
     activate, discrete = bundles.SOFTMAX
     folder = bundles.bundle(tmp_path / "b", before=before, behind=[activate, INVERT, discrete])
@@ -728,11 +729,13 @@ def test_a_scan_that_is_cropped_to_what_is_above_a_value_gives_monais_labels(tmp
     loaded = mt.Compose([
         mt.LoadImaged("image"), mt.EnsureChannelFirstd("image"), mt.Orientationd("image", axcodes="RAS"),
         *([mt.Spacingd("image", SPACED["pixdim"], mode="bilinear")] if spaced else []),
-        mt.ScaleIntensityRanged("image", -57, 164, 0, 1, clip=True), mt.CropForegroundd("image", "image"),
+        mt.ScaleIntensityRanged("image", -57, 164, 0, 1, clip=True),
+        mt.CropForegroundd("image", "image", margin=margin, allow_smaller=True),
         mt.NormalizeIntensityd("image"),
     ])  # fmt: skip
     data = loaded({"image": scan})
-    assert data["image"].shape[1:] == ((22, 29, 35) if spaced else (33, 23, 40))
+    shapes = {True: (22, 29, 35), False: (33, 23, 40)}
+    assert (data["image"].shape[1:] == shapes[spaced]) == (margin == 0)
     with torch.inference_mode():
         data["pred"] = monai.inferers.sliding_window_inference(
             data["image"][None], (24, 16, 32), 2, bundles.network(), 0.25
@@ -749,7 +752,8 @@ def test_a_scan_that_is_cropped_to_what_is_above_a_value_gives_monais_labels(tmp
     ("listed", "crop"),
     [
         ([EDGED], 0.0), ([bundles.RANGE, EDGED], -57.0), ([ZSCORE, EDGED], None), ([EDGED, ZSCORE], 0.0),
-        ([bundles.RANGE, EDGED | {"margin": 3}], None), ([bundles.RANGE, EDGED | {"k_divisible": [8, 8, 8]}], None),
+        ([bundles.RANGE, EDGED | {"margin": 3}], None), ([EDGED | {"margin": 3, "allow_smaller": True}], 0.0),
+        ([EDGED | {"margin": [2, 0, 0]}], None), ([bundles.RANGE, EDGED | {"k_divisible": [8, 8, 8]}], None),
         ([bundles.RANGE | {"b_min": 1, "b_max": 2}, EDGED], -float(np.finfo(np.float32).max)),  # all of it is
         ([bundles.RANGE | {"b_min": -2, "b_max": -1}, EDGED], None), ([EDGED | {"source_key": "label"}], None),
         ([EDGED, SPACED], None), ([SPACED, bundles.RANGE, EDGED], -57.0),

@@ -214,6 +214,18 @@ def test_what_is_above_a_number_is_a_run_of_its_box_alone(both, tmp_path):
     np.testing.assert_array_equal(found, pasted(alone))
 
 
+def test_the_box_of_what_is_above_a_number_may_be_larger_by_a_margin_as_far_as_there_are_voxels(both, tmp_path):
+    air = np.where(scan_of()[0] == 0, np.float32(-1000), 0)
+    air[INSIDE] = scan_of()[0][INSIDE]
+    larger = slice(3, 31), slice(11, 31), slice(0, 41)
+    path, box = (make_volume(tmp_path / f"{n}.zarr", v, axes="zyx") for n, v in (("air", air), ("inside", air[larger])))
+    net, plain = model(tmp_path, crop=-100.0, crop_margin=(2, 0, 9)), model(tmp_path, name="plain", crop=None)
+    found, alone = (result_of(run(p, tmp_path, m, output="probabilities").out) for p, m in ((path, net), (box, plain)))
+    expected = np.zeros_like(found)
+    expected[(slice(None), *larger)] = alone
+    np.testing.assert_array_equal(found, expected)
+
+
 FINER = 0.4
 """Voxels of the scan along z to one of the network."""
 

@@ -45,7 +45,17 @@ def plain_name(name: str) -> str:
     return _NOT_IN_NAMES.sub("_", name).lstrip(". ")[:100].rstrip(". ") or "model"
 
 
-_LATER = ("channels", "mirror_axes", "resampling", "regions", "orientation", "threshold", "colours", "crop")
+_LATER = (
+    "channels",
+    "mirror_axes",
+    "resampling",
+    "regions",
+    "orientation",
+    "threshold",
+    "colours",
+    "crop",
+    "crop_margin",
+)
 """Fields that came after the first files were written."""
 _DIRECTIONS = [[a, b, c] for a in (0, 1) for b in (2, 3) for c in (4, 5)]
 """Places in ``LRAPSI`` of three that are no opposites."""
@@ -150,6 +160,9 @@ class ModelSpec(BaseModel):
     """What of a volume is taken for all of it: the box of its voxels that are not 0 in some channel, or that are above
     this number in one. Outside, all that is written is 0. None: all of it. A number is said of voxels of the network's
     spacing: of a volume that is brought to it, all is taken."""
+    crop_margin: tuple[Extent, Extent, Extent] | None = None
+    """By how many voxels the box of a `crop` to a number is larger at each side, along z, y and x of a volume, as far as
+    it has voxels."""
 
     @model_serializer(mode="wrap")
     def _what_is_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -212,6 +225,12 @@ class ModelSpec(BaseModel):
             raise ValueError("resampling needs a spacing above 0 along each axis, or 0 where any will do")
         self.normalization.check_channels(self.channels_in)
         self.check_window(self.window)
+        return self
+
+    @model_validator(mode="after")
+    def _margin_of_a_crop(self) -> ModelSpec:
+        if self.crop_margin is not None and not isinstance(self.crop, float):
+            raise ValueError("crop_margin is that of a crop to what is above a number")
         return self
 
     def _check_threshold(self) -> None:

@@ -65,13 +65,18 @@ def _cropped_above(whole: Volume, volume: Volume, found: Grids | None, spec: Mod
     above = float(str(spec.crop))
     least = f"at most {above:g}"
     if found is None:
-        return Taken(whole, _boxed(volume, nonzero_box(volume, above), least, spec, notes), None)
-    inside = nonzero_box(as_interpolated(volume, found, spec), above + ROUNDING * abs(above))
+        return Taken(whole, _boxed(volume, _with_margin(volume, above, spec), least, spec, notes), None)
+    inside = _with_margin(as_interpolated(volume, found, spec), above + ROUNDING * abs(above), spec)
     if inside.shape == tuple(axis.target for axis in found.image):
         return Taken(whole, volume, found)
     kept = found.nearest_to(inside) if _fades(spec) else found.made_of(inside)
     there, grids = found.part(inside, kept)
     return Taken(whole, _boxed(volume, there, least, spec, notes), grids, kept.relative_to(there.lo))
+
+
+def _with_margin(volume: Volume, above: float, spec: ModelSpec) -> Box:
+    box = nonzero_box(volume, above)
+    return box.grow((spec.crop_margin or (0, 0, 0))[-box.ndim :]) & Box.of_shape(volume.shape)
 
 
 def _fades(spec: ModelSpec) -> bool:

@@ -22,6 +22,8 @@ class Before:
     orientation: str | None = None
     crop: float | None = None
     """What raw voxels exceed whose box is the volume from there on."""
+    crop_margin: tuple[int, ...] = ()
+    """By how many voxels that box is larger at each side, along each axis in MONAI's order, or along all."""
     pads: list[tuple[dict[str, Any], int]] = field(default_factory=list)
     """Padding of the whole volume, and how many of `array_transforms` come before it."""
     x_first: bool | None = None

@@ -400,6 +400,8 @@ class _Reader:
                 values["resampling"] = Resampling.model_validate({**before.resampling, **behind.output})
         if before.crop is not None:
             values["crop"] = before.crop
+        if before.crop_margin:
+            values["crop_margin"] = _margin_of(before.crop_margin, order)
         if before.orientation and order.dims == 3 and order.x_first:
             values["orientation"] = before.orientation[::-1]
         return values | _meaning(behind, made)
@@ -509,6 +511,12 @@ def _class_names(said: Any) -> tuple[str, ...]:
     if not isinstance(said, Mapping) or not all(str(k).isdigit() for k in said):
         return ()
     return tuple(str(said[key]) for key in sorted(said, key=lambda k: int(str(k))))
+
+
+def _margin_of(margin: tuple[int, ...], order: _Order) -> tuple[int, ...]:
+    """Along z, y and x. One number is that of all axes."""
+    along = margin * 3 if len(margin) == 1 else order.ours(margin)
+    return (0,) * (3 - len(along)) + along
 
 
 def _as_many(values: tuple[float, ...], dims: int) -> tuple[float, ...]:

@@ -218,7 +218,8 @@ def _spacing(kwargs: Kwargs, found: Before) -> None:
         "first": "normalised" if found.array_transforms else "interpolated",
     }  # fmt: skip
     if found.crop is not None:
-        found.crop, found.array_transforms = None, [one for one in found.array_transforms if one[0] != CROP]
+        found.crop, found.crop_margin = None, ()
+        found.array_transforms = [one for one in found.array_transforms if one[0] != CROP]
         found.other.append(f"{CROP} before Spacing: {_ALL_OF_IT}")
 
 
@@ -262,9 +263,12 @@ def _crop(kwargs: Kwargs, found: Before) -> None:
     selected = kwargs.get("select_fn", Above(0.0))
     odd = [
         f"{name}={kwargs[name]}"
-        for name, plain in (("margin", 0), ("k_divisible", 1), ("channel_indices", None), ("source_key", None))
+        for name, plain in (("k_divisible", 1), ("channel_indices", None), ("source_key", None))
         if kwargs.get(name, plain) not in (plain, [plain] * 2, [plain] * 3)
     ]
+    margin = _margin(kwargs.get("margin", 0))
+    if any(margin) and kwargs.get("allow_smaller") is not True:
+        odd.append(f"margin={kwargs['margin']} without allow_smaller, which puts zeros around the volume")
     limit = found.intensity.raw(selected.limit) if isinstance(selected, Above) else None
     if found.resampling is None and found.spacing is not None:
         odd.append("behind a Spacing that is not done here")
@@ -272,8 +276,17 @@ def _crop(kwargs: Kwargs, found: Before) -> None:
         of = ", ".join(odd) or ("behind what measures the volume" if isinstance(selected, Above) else "by a function")
         found.other.append(f"{CROP} {of}: {_ALL_OF_IT}")
         return
-    found.crop = limit
-    found.array_transforms.append((CROP, {"select_fn": selected, "allow_smaller": True}))
+    found.crop, found.crop_margin = limit, margin if any(margin) else ()
+    own = {"margin": margin if len(margin) > 1 else margin[0]} if any(margin) else {}
+    found.array_transforms.append((CROP, {"select_fn": selected, "allow_smaller": True, **own}))
+
+
+def _margin(said: Any) -> tuple[int, ...]:
+    """Voxels along all axes, or along each. Raises `NotPossible` where it is neither."""
+    margin = tuple(said) if isinstance(said, list | tuple) else (said,)
+    if len(margin) not in (1, 2, 3) or any(isinstance(m, bool) or not isinstance(m, int) or m < 0 for m in margin):
+        raise NotPossible(f"has the margin {said}, which is no number of voxels along each axis")
+    return margin
 
 
 _BEFORE: dict[str, Callable[[Kwargs, Before], None]] = {
