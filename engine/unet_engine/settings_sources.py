@@ -83,8 +83,24 @@ class Sources:
             return f"{shown} is not a setting; see unet-engine run --help"
         if first["type"] == "missing":
             return f"{shown} is missing; see unet-engine run --help"
-        why = first["msg"].removeprefix("Value error, ")
+        why = _plain(first["msg"].removeprefix("Value error, "))
         return f"{shown} {brief(first.get('input'))}: {why}; see unet-engine run --help"
+
+
+_PLAIN = {
+    "Input should be ": "give ",
+    "give greater than or equal to ": "give at least ",
+    "give less than or equal to ": "give at most ",
+    "give greater than ": "give more than ",
+}
+"""How pydantic words a limit, and how a person is told what to give."""
+
+
+def _plain(why: str) -> str:
+    for theirs, ours in _PLAIN.items():
+        if why.startswith(theirs):
+            why = ours + why.removeprefix(theirs)
+    return why
 
 
 def _option(setting: str) -> str:

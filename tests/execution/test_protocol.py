@@ -44,7 +44,7 @@ def test_a_missing_package_is_one_line(tmp_path, no_ucx):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"workers": 2, "protocol": "smoke"}, r"--protocol 'smoke': Input should be 'tcp' or 'ucx'"),
+        ({"workers": 2, "protocol": "smoke"}, r"--protocol 'smoke': give 'tcp' or 'ucx'"),
         ({"protocol": "ucx"}, "--protocol ucx is for --workers N and for --gpus N of two or more"),
         ({"gpus": 1, "protocol": "ucx"}, "--protocol ucx is for --workers N"),
         ({"scheduler": "tcp://a:1", "protocol": "ucx"}, "--scheduler ucx://host:port"),

@@ -229,8 +229,8 @@ def refused(*options, volume, model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--overlap-tolerance", "0"], "greater than 0"),
-        (["--overlap-tolerance", "1.5"], "less than or equal to 1"),
+        (["--overlap-tolerance", "0"], "give more than 0"),
+        (["--overlap-tolerance", "1.5"], "give at most 1"),
         (["--overlap-tolerance", "nan"], "--overlap-tolerance"),
         (["--blend", "constant"], "leave out --blend"),
         (["--overlap", "some"], "--overlap"),
