@@ -11,9 +11,9 @@ import pytest
 
 import unet_engine
 from support.command_line import cli
-from support.volumes import fake_model
+from support.volumes import fake_model, result_of
 from unet_engine.plan.box import Box
-from unet_engine.prepare.keeping import to_keep_of_mask
+from unet_engine.prepare.keeping import to_keep_of_mask, to_keep_unpacked
 from unet_engine.volumes import tiff
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.joined import JoinedVolume
@@ -124,3 +124,35 @@ def test_what_is_kept_of_a_mask_is_memory_of_the_plan(
     unet_engine.run(scan, model, out=str(tmp_path / "o.zarr"), mask=mask, memory="2GiB", blend="crop")
     assert max(unpacked.values()) <= 2 * len(STACK)  # of each plane, as it is looked at, and by the run
     assert to_keep_of_mask(open_mask(mask, open_volume(scan)), 400) == 100
+
+
+def test_blocks_come_slice_by_slice_where_that_spares_unpacking(
+    tmp_path: Path, unpacked: Counter[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a layer of slices can be kept and not all of them; no byte changes, and the plan says how often."""
+    stack, room = np.random.default_rng(6).integers(0, 200, (72, 144, 60), np.uint8), 56 * 144 * 60
+    monkeypatch.setattr("unet_engine.machine.resident_bytes", lambda: 2**28)
+    (tmp_path / "slices").mkdir()
+    for z, plane in enumerate(stack):
+        tifffile.imwrite(tmp_path / f"slices/{z:03}.tif", plane, compression="zlib", rowsperstrip=144)
+    for where in ("order", "prepare"):
+        monkeypatch.setattr(
+            f"unet_engine.prepare.{where}.to_keep_unpacked",
+            lambda scan, plan, free: to_keep_unpacked(scan, plan, min(free, room)),
+        )
+    monkeypatch.setattr("unet_engine.prepare.order.BYTES_A_SECOND", 1.0)
+    folder, model = str(tmp_path / "slices"), fake_model(tmp_path, window=(16, 16, 16))
+    said, written, counted = {}, {}, {}
+    for how in ("chosen", "by length"):
+        if how == "by length":
+            monkeypatch.setattr("unet_engine.prepare.prepare.in_order", lambda scan, plan, fitted, room: fitted)
+        said[how] = cli("plan", "--in", folder, "--model", model, "--memory", "2GiB", "--json").json
+        unpacked.clear()
+        unet_engine.run(folder, model, memory="2GiB", out=str(tmp_path / f"{how}.zarr"), output="logits")
+        written[how], counted[how] = result_of(tmp_path / f"{how}.zarr"), sum(unpacked.values()) / len(stack)
+    np.testing.assert_array_equal(written["chosen"], written["by length"])
+    assert said["chosen"]["digest"] == said["by length"]["digest"]
+    assert said["chosen"]["unpack_factor"] < 1.5
+    assert said["by length"]["unpack_factor"] > 4
+    assert said["chosen"]["unpack_factor"] <= counted["chosen"] <= said["chosen"]["unpack_factor"] + 1.06  # samples
+    assert counted["by length"] > 4

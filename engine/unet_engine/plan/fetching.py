@@ -264,6 +264,15 @@ class Fetching:
             found, most = found + read, max(most, taken)
         return most, found / max(1, self.chunks)
 
+    def steps(self) -> list[int]:
+        """Numbers of chunks from which on keeping those that were read last spares more, the least first; see `again`."""
+        found = set[int]()
+        for tube in product(*self._along):
+            for a, along in enumerate(tube):
+                if along.read > along.whole:
+                    found.add(prod(t.longest for t in tube[:a]) * along.beside * prod(t.whole for t in tube[a + 1 :]))
+        return sorted(found)
+
     @cached_property
     def _needed(self) -> int:
         """Chunks to keep so that more would spare nothing."""

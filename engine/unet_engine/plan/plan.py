@@ -130,6 +130,9 @@ class Plan:
     walls: tuple[tuple[int, ...], ...] = ()
     """Per axis the block indices at which tubes part: blocks of a column come tube by tube, so that what they share of
     a volume behind a network can be kept until it is read again. Changes no byte. Empty: there are none."""
+    stream: tuple[int, ...] = ()
+    """Axes from slowest to fastest in which blocks come, where that is chosen by what is unpacked for them, see `order`.
+    Changes no byte."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -333,7 +336,10 @@ class Plan:
 
     @cached_property
     def order(self) -> tuple[int, ...]:
-        """Axes from slowest to fastest: blocks run along the longest axis last of all, so few halos wait."""
+        """Axes from slowest to fastest: unless another order is chosen, blocks run along the longest axis last of all, so
+        that few halos wait."""
+        if self.stream:
+            return self.stream
         counts = self.share_shape
         return tuple(sorted(range(len(counts)), key=lambda a: (-counts[a], a)))
 

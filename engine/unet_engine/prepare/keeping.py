@@ -40,6 +40,21 @@ def to_keep_unpacked(scan: Volume, plan: Plan, free: int) -> int:
     return _reads(scan, plan, scan.pieces).again(free / each)[0] * each
 
 
+def steps_to_keep(scan: Volume, plan: Plan) -> list[int]:
+    """Bytes from which on keeping pieces of files that are unpacked spares more of that."""
+    if scan.pieces is None:
+        return []
+    return [step * _piece_bytes(scan, scan.pieces) for step in _reads(scan, plan, scan.pieces).steps()]
+
+
+def unpacked_bytes(scan: Volume, plan: Plan, kept: int) -> float:
+    """Bytes that a run unpacks of a volume in such pieces, of which so many are kept."""
+    if scan.pieces is None:
+        return 0.0
+    reads, each = _reads(scan, plan, scan.pieces), _piece_bytes(scan, scan.pieces)
+    return reads.again(kept / each)[1] * reads.chunks * each
+
+
 def to_keep_of_mask(mask: Mask | None, free: int) -> int:
     """Bytes to keep of what a mask fetches or unpacks: all of it where that is little, but a quarter of what is free at
     most. None of one that is read in place."""

@@ -33,6 +33,7 @@ from unet_engine.prepare.inputs import unlikely
 from unet_engine.prepare.keeping import in_tubes, to_keep, to_keep_of_mask, to_keep_unpacked, unpacked_often
 from unet_engine.prepare.looking import Look, about_outputs, trial_of
 from unet_engine.prepare.notes import fall_back
+from unet_engine.prepare.order import Room, in_order
 from unet_engine.prepare.outside import about_marks
 from unet_engine.prepare.overlap_choice import REFERENCE, OverlapChoice, stored
 from unet_engine.prepare.resampling import scaling_seen
@@ -442,7 +443,8 @@ def _fit(job: Job, loaded: _Loaded, sizes: Sizes, workers: int, present: int) ->
     resident = machine.resident_bytes() + network.waiting()
     plan = network.fitted(job.plan, sizes)
     # workers of a cluster send halos to one another through the host
-    sizes = sizes if workers or job.finishes_on_host else replace(sizes, shelves=network.shelves(plan, sizes))
+    bare, on_host = sizes, bool(workers) or job.finishes_on_host
+    sizes = bare if on_host else replace(bare, shelves=network.shelves(plan, bare))
     budget = survey.settings.memory or resident + machine.available_memory() // 2
     devices = len(survey.devices)
     held = survey.scan.held_bytes  # its samples were read, so that it is there
@@ -458,6 +460,9 @@ def _fit(job: Job, loaded: _Loaded, sizes: Sizes, workers: int, present: int) ->
     fitted = fit(plan, sizes, base, budget, devices, cluster)
     if not workers and devices == 1:
         fitted = in_tubes(survey.scan, fitted, sizes, base, budget, kept)
+        room = Room(bare, base, budget, loaded.seconds_per_window, None if on_host else network.shelves)
+        fitted = in_order(survey.scan, plan, fitted, room)
+        sizes = room.sizes(fitted) if fitted.stream else sizes
     if unpacked := to_keep_unpacked(survey.scan, fitted, budget - fitted.memory.total):
         kept, base = unpacked, base + unpacked
         fitted = replace(fitted, memory=replace(fitted.memory, base=fitted.memory.base + unpacked))
