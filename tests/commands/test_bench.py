@@ -35,6 +35,7 @@ from unet_engine.model.shipped import shipped_model
 from unet_engine.model.verdict import Calibration, Figures, Thresholds, Verdict
 from unet_engine.plan.box import Box
 from unet_engine.profiling import charts
+from unet_engine.units import times
 
 CPU = Group("cpu", "openvino", "fp32")
 SPEC = open_model(shipped_model("cells_3d.onnx")).spec
@@ -294,8 +295,10 @@ def test_the_table_names_the_best_and_its_command_runs(measured):
 def test_the_figures_fit_one_another(measured):
     [found] = measured[1]["sweeps"]
     where = Field(open_model(found["model"]).spec, tuple(found["shape"]))
-    assert {tuple(r["window"]) for r in found["rows"]} >= set(where.ladder())
-    for row in found["rows"]:
+    tried = {tuple(r["window"]) for r in found["rows"]}
+    told = " ".join(note for note in found["notes"] if "time was up" in note)
+    assert all((w in tried) != (times(w) in told) for w in where.ladder())  # a slow machine tries fewer
+    for row in [r for r in found["rows"] if r["windows_per_second"]]:  # the others are too slow to be run
         spread = row["windows_per_second"]
         assert spread["least"] <= spread["median"] <= spread["most"]
         assert row["bare_voxels_per_second"] == pytest.approx(where.rate(tuple(row["window"]), spread["median"]))

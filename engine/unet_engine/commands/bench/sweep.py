@@ -12,12 +12,12 @@ from unet_engine import machine
 from unet_engine.commands.bench.meter import Meter
 from unet_engine.commands.bench.offer import Wanted, allowed, choice_of, runnable, setup_of, space_of
 from unet_engine.commands.bench.search import Ranking, search
-from unet_engine.commands.bench.space import Configuration, Field, region
+from unet_engine.commands.bench.space import Configuration, Field, Window, region
 from unet_engine.commands.bench.whole import Whole, run_whole
 from unet_engine.errors import PlanError
 from unet_engine.model.file import ModelFile
 from unet_engine.plan.box import Box
-from unet_engine.units import Tell
+from unet_engine.units import Tell, times
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.resampled import Interpolated
 from unet_engine.volumes.turned import as_stored, turn_of
@@ -164,7 +164,7 @@ def sweep(subject: Subject, wanted: Wanted, seconds: float, tell: Tell) -> Outco
             left = seconds - (time.perf_counter() - begun)
             _run_finalists(outcome, finalists, meter, left, subject, tell)
     outcome.best = max((r for r in rows if r.end_to_end), key=lambda r: score(outcome, r), default=None)
-    outcome.notes = list(_notes(outcome))
+    outcome.notes = [*_untried(space.windows, rows), *_notes(outcome)]
     outcome.seconds = time.perf_counter() - begun
     return outcome
 
@@ -238,6 +238,13 @@ def options_of(configuration: Configuration) -> list[str]:
     if group.device != "cpu" or machine.gpu_count():
         options += ["--device", group.device]
     return options + (["--batch", str(configuration.batch)] if group.device != "cpu" else [])
+
+
+def _untried(windows: Sequence[Window], rows: Sequence[Row]) -> Iterator[str]:
+    """A line on those of `windows` that no row has."""
+    left = sorted(set(windows) - {row.configuration.window for row in rows})
+    if left:
+        yield f"time was up before windows of {', '.join(map(times, left))} were tried: more --seconds, or fewer --windows"
 
 
 def _notes(outcome: Outcome) -> Iterator[str]:
