@@ -85,6 +85,14 @@ def _signals():
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
+@pytest.fixture(scope="module")
+def two_cores():
+    """Of a small volume, what is cheaper hangs on how many windows are inferred at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unet_engine.machine.cpu_count", lambda: 2)
+        yield
+
+
 @pytest.fixture
 def ramp(tmp_path):
     """A small volume of uint8 in which every voxel differs from its neighbours: (array, path)."""

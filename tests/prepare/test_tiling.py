@@ -18,6 +18,8 @@ from unet_engine.prepare.tiling_choice import Point, TilingChoice, frontier
 pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
+pytestmark = pytest.mark.usefixtures("two_cores")
+
 
 @pytest.fixture
 def plain(tmp_path):

@@ -16,6 +16,7 @@ from unet_engine.errors import BackendError
 from unet_engine.model.file import open_model
 from unet_engine.model.verdict import Calibration, Figures, Thresholds, Verdict
 from unet_engine.model.writing import with_attachments
+from unet_engine.prepare import tiling_speed
 from unet_engine.prepare.precision import Grounds, choose, proof_key
 from unet_engine.prepare.precision import chosen as chosen_of
 from unet_engine.prepare.precision_proof import Proof, remember_proof
@@ -24,7 +25,7 @@ from unet_engine.volumes import samples
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.normalize import quantiles as quantiles_of
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("two_cores")]
 
 pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -38,7 +39,9 @@ def scan(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def nothing_known(tmp_path, monkeypatch):
+    """And a voxel takes as long in windows of any size, whatever this machine is like."""
     monkeypatch.setenv("UNET_ENGINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tiling_speed, "_nanoseconds", lambda *_: 1.0)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from unet_engine.prepare.tiling_speed import APART, Race, Speeds
 pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
+pytestmark = pytest.mark.usefixtures("two_cores")
+
 OWN = (16, 16, 16)
 
 
