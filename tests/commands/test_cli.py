@@ -171,6 +171,16 @@ def test_plan_writes_nothing(ramp, model, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [(["run", "scan.zarr", "net.onnx"], "net.onnx is called like a model"), (["plan", "scan.zarr"], "given by --in")],
+)
+def test_what_stands_behind_the_options_is_told_where_it_belongs(given, words):
+    said = cli(*given)
+    assert said.code == 2
+    assert words in said.err.replace("'", "")
+
+
 def test_plan_names_the_run_that_follows(ramp, model):
     plan = cli("plan", "--in", ramp[1], "--model", model, "--overlap", "0.25", "--json").json
     done = cli("run", "--in", ramp[1], "--model", model, "--overlap", "0.25", "--out", "out.zarr", "--json").json

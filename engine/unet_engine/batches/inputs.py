@@ -14,6 +14,7 @@ from typing import Any
 from unet_engine.batches import patterns, remote
 from unet_engine.batches.lists import Item, is_list, listed
 from unet_engine.errors import InputError, SettingsError
+from unet_engine.model.file import is_model
 from unet_engine.output.header import read_header
 from unet_engine.paths import inside, is_local, parts, plain
 from unet_engine.postprocess.formats import account_of, is_remote_file
@@ -62,9 +63,12 @@ def is_folder(path: str, axes: str | None = None) -> bool:
 
 
 def check_behind(paths: Sequence[str]) -> None:
-    """Raise `SettingsError` where one of `paths`, named behind the options, is a bare word that names nothing: most
-    likely a slip of the keyboard. What looks like a path is a volume, and its absence that volume's fault."""
+    """Raise `SettingsError` where one of `paths`, named behind the options, is called like a model file, or is a bare
+    word that names nothing: most likely a slip of the keyboard. What else looks like a path is a volume, and its
+    absence that volume's fault."""
     for path in paths:
+        if is_model(path):
+            raise SettingsError(f"{brief(path)} is called like a model, not a volume; give it by --model")
         if not re.search(r"[./*?\[]", path) and not os.path.lexists(path):
             raise SettingsError(f"{brief(path)} is neither an option nor a volume that is there; correct the command")
 

@@ -39,7 +39,12 @@ class Command(click.Command):
             for option, times in Counter(order).items():
                 if times > 1 and isinstance(option, click.Option) and not (option.multiple or option.is_flag):
                     raise click.UsageError(f"{option.opts[0]} is given {times} times; give it once", ctx)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as fault:
+            if "unexpected extra argument" in fault.message and any("--in" in one.opts for one in self.params):
+                raise click.UsageError(f"{fault.message}, a volume is given by --in", ctx) from None
+            raise
 
     def _as_json(self) -> list[str]:
         """What has the command end with JSON on stdout. One that takes a file writes there to ``-``."""

@@ -42,9 +42,11 @@ class Pick:
             if not called and text.isascii() and text.isdigit() and int(text[:9]) < count:
                 called = [int(text)]
             if len(called) != 1:
-                known = f"0 to {count - 1}" + (f", {', '.join(map(brief, names[:20]))}" if names else "")
+                known = (f"0 to {count - 1}" if count > 1 else "0 alone") + (
+                    f", {', '.join(map(brief, names[:20]))}" if names else ""
+                )
                 why = "several are called so" if called else "there is none"
-                raise InputError(f"--input-channels {brief(text)}: {why} in {path}; it has {known}")
+                raise InputError(f"--input-channels {brief(text)}: {why} in {path}; it has {known}: name of these")
             found.append(called[0])
         return tuple(found)
 
