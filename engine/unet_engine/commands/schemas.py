@@ -166,10 +166,11 @@ def _documented(schema: dict[str, Any], kind: type) -> dict[str, Any]:
 
 
 def _sentences(kind: type) -> dict[str, str]:
-    """By field, the text below it."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
+    """By field, the text below it, in the class or in what it is made of."""
+    own = [one for one in reversed(kind.__mro__) if one.__module__.startswith("unet_engine.")]
+    bodies = (ast.parse(textwrap.dedent(inspect.getsource(one))).body[0].body for one in own)  # type: ignore[attr-defined]
     found = {}
-    for field, below in itertools.pairwise(body):
+    for field, below in itertools.chain.from_iterable(map(itertools.pairwise, bodies)):
         is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
             found[field.target.id] = inspect.cleandoc(str(below.value.value)).replace("\n", " ")
