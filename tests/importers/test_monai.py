@@ -396,7 +396,6 @@ KEEP, SMALL, HOLES = "KeepLargestConnectedComponent", "RemoveSmallObjects", "Fil
         (SMALL, {}, 2, 1, "--min-size 64 --connectivity 4 "), (SMALL, {"min_size": 9}, 3, 2, "several labels"),
         (SMALL, {"by_measure": True}, 3, 1, "unit of the scan"), (HOLES, {"connectivity": 1}, 3, 1, "--fill-holes "),
         (HOLES, {}, 3, 1, "by faces"), (HOLES, {"connectivity": 1}, 3, 2, "several labels"),
-        ("LabelFilter", {"applied_labels": [1]}, 3, 2, "leaves out labels"),
     ],
 )  # fmt: skip
 def test_what_does_the_same_to_objects_is_named_where_something_does(name, said, dims, labels, words):
@@ -861,6 +860,47 @@ def test_a_threshold_of_labels_makes_one_of_all(onehot, other):
     said = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True, "threshold": 0.5, "to_onehot": onehot}
     found = behind_of([{"_target_": "Activationsd", "keys": "pred", "softmax": True}, said])
     assert (found.exclusive, found.threshold, len(found.other)) == (True, None, other)
+
+
+ARGMAX = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
+
+
+@pytest.mark.parametrize(
+    ("applied", "kept"), [([2], {2}), (3, {3}), ([0, 1, 3, 7, -1, 1.5], {1, 3, 7}), (range(1, 3), {1, 2})]
+)
+def test_labels_that_are_kept_are_those_of_monai(applied, kept):
+    found = behind_of([ARGMAX, {"_target_": "LabelFilterd", "keys": "pred", "applied_labels": applied}])
+    assert (found.kept, found.other) == (kept, [])
+    spec = spec_of(4, channels="classes", kept_labels=tuple(kept))
+    values = np.random.default_rng(3).standard_normal((4, 15, 16)).astype(np.float32)
+    theirs = mt.LabelFilter(applied)(torch.from_numpy(values).argmax(0)).numpy()
+    np.testing.assert_array_equal(label_of(values, spec), theirs)
+
+
+def test_two_filters_keep_what_both_do():
+    filters = [{"_target_": "LabelFilter", "applied_labels": labels} for labels in ([1, 2], [2, 3])]
+    assert behind_of([ARGMAX, *filters]).kept == {2}
+
+
+@pytest.mark.parametrize(
+    ("before", "applied", "words"),
+    [
+        ([], [1], "no argmax"), ([{"_target_": "Activationsd", "sigmoid": True}], [1], "no argmax"),
+        ([{**ARGMAX, "to_onehot": 3}], [1], "one-hot"), ([ARGMAX], ["a"], "not understood"), ([ARGMAX], None, "not understood"),
+        ([ARGMAX], [0], "no label"), ([ARGMAX], [], "no label"),
+    ],
+)  # fmt: skip
+def test_a_filter_of_what_are_no_labels_is_named(before, applied, words):
+    found = behind_of([*before, {"_target_": "LabelFilterd", "keys": "pred", "applied_labels": applied}])
+    assert found.kept is None
+    assert words in " ".join(found.other)
+
+
+def test_kept_labels_are_promised_by_a_bundle(tmp_path):
+    behind = [*bundles.SOFTMAX, {"_target_": "LabelFilterd", "keys": "pred", "applied_labels": [2]}]
+    folder = bundles.bundle(tmp_path / "b", behind=behind)
+    said = MonaiBundle().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), lambda _: None).promised
+    assert said["kept_labels"] == (2,)
 
 
 @pytest.mark.parametrize("name", ["MeanEnsembled", "VoteEnsembled"])

@@ -206,6 +206,8 @@ class ModelFile:
             said |= {"regions": None, "classes": ()}  # names are of the labels that regions give
         if channels != "multilabel" and self.spec.channels_out > 1:
             said |= {"threshold": None}
+        if channels != "classes":
+            said |= {"kept_labels": None}
         try:
             spec = ModelSpec.model_validate({**self.spec.model_dump(), **said, "channels": channels})
         except ValidationError as error:

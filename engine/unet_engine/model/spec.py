@@ -55,6 +55,7 @@ _LATER = (
     "colours",
     "crop",
     "crop_margin",
+    "kept_labels",
 )
 """Fields that came after the first files were written."""
 _DIRECTIONS = [[a, b, c] for a in (0, 1) for b in (2, 3) for c in (4, 5)]
@@ -163,6 +164,9 @@ class ModelSpec(BaseModel):
     crop_margin: tuple[Extent, Extent, Extent] | None = None
     """By how many voxels the box of a `crop` to a number is larger at each side, along z, y and x of a volume, as far as
     it has voxels."""
+    kept_labels: tuple[Annotated[int, Field(ge=0, le=2**16 - 1)], ...] | None = None
+    """Of classes that exclude one another, the labels that are written; voxels of others become 0. Probabilities and
+    logits are those of all classes. None: all labels."""
 
     @model_serializer(mode="wrap")
     def _what_is_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -231,6 +235,16 @@ class ModelSpec(BaseModel):
     def _margin_of_a_crop(self) -> ModelSpec:
         if self.crop_margin is not None and not isinstance(self.crop, float):
             raise ValueError("crop_margin is that of a crop to what is above a number")
+        return self
+
+    @model_validator(mode="after")
+    def _some_kept(self) -> ModelSpec:
+        if self.kept_labels is None:
+            return self
+        if self.overlaps or self.channels_out == 1:
+            raise ValueError("kept_labels is for classes that exclude one another")
+        if not any(0 < label < self.label_count for label in self.kept_labels):
+            raise ValueError("kept_labels keeps none of the labels but the background")
         return self
 
     def _check_threshold(self) -> None:

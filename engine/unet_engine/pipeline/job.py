@@ -208,8 +208,9 @@ class Job:
         """What turns finished sums into voxels of the output."""
         spec = self.model.spec
         return REDUCTIONS[self.kind](
-            spec.activation, self.layout.dtype, spec.regions, spec.threshold, self._of, self.model.ahead
-        )
+            spec.activation, self.layout.dtype, spec.regions, spec.threshold, self._of, self.model.ahead,
+            spec.kept_labels,
+        )  # fmt: skip
 
 
 @dataclass(slots=True)

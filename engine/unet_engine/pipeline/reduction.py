@@ -85,6 +85,8 @@ class Reduction(ABC):
     """What is interpolated, see `Resampling.of`."""
     last: LastLayer | None = None
     """What makes outputs of the sums, where features were summed in place of them."""
+    kept: tuple[int, ...] | None = None
+    """See `ModelSpec.kept_labels`."""
     kind: ClassVar[Kind]
 
     @property
@@ -204,13 +206,14 @@ def _commit(kernels: Any, core: Any, out: Any, merging: Merging, finish: Finish,
 
 class Labels(Reduction):
     """The most likely class; of a sigmoid the most likely one that reaches a half, or the threshold, counted from 1,
-    else 0; of regions what `operations.regions` says."""
+    else 0; of regions what `operations.regions` says. Labels that are not kept become 0 once all of them are there: parts
+    of the output number classes by those that can be the largest."""
 
     kind = "labels"
 
     @property
     def on_host_alone(self) -> bool:
-        return self.regions is not None and len(self.regions) > MOST_REGIONS
+        return self.kept is not None or (self.regions is not None and len(self.regions) > MOST_REGIONS)
 
     def as_kernel(self, channels: int) -> Finish:
         kind, alone = ("labels", channels) if self.regions is None else ("regions", 1)
@@ -219,6 +222,17 @@ class Labels(Reduction):
 
     def shape(self, sums: tuple[int, ...]) -> tuple[int, ...]:
         return sums[1:]
+
+    def into(self, sums: Array, out: Array) -> None:
+        super().into(sums, out)
+        if self.kept is not None:
+            operations.keep(out, self.kept)
+
+    def on_grid(self, sums: Array, grid: Sequence[Taps]) -> Array:
+        out = super().on_grid(sums, grid)
+        if self.kept is not None:
+            operations.keep(out, self.kept)
+        return out
 
     def _reduce(self, sums: Array, out: Array) -> None:
         if self.regions is None:

@@ -91,7 +91,7 @@ def fill_of(
 def stored_of(spec: ModelSpec, kind: Kind, dtype: str, outputs: Sequence[float]) -> tuple[float, ...]:
     """What is stored where the network gives these `outputs`, one per channel: for each channel that is written."""
     sums = np.asarray(outputs, np.float32).reshape(-1, 1, 1)
-    reduction = REDUCTIONS[kind](spec.activation, dtype, spec.regions, spec.threshold)
+    reduction = REDUCTIONS[kind](spec.activation, dtype, spec.regions, spec.threshold, kept=spec.kept_labels)
     return tuple(map(float, reduction.on_host(sums).ravel()))
 
 

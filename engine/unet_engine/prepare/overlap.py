@@ -189,6 +189,8 @@ class _Trier:
         logits = np.ascontiguousarray(self.host.infer(window[None])[0], np.float32)
         labels = np.empty(logits.shape[1:], np.uint16)
         operations.labels(logits, labels, spec.activation, threshold=spec.threshold)
+        if spec.kept_labels is not None:
+            operations.keep(labels, spec.kept_labels)
         return np.bincount(labels.ravel(), minlength=spec.label_count)
 
     def _labels(self, candidate: Overlap, region: Box) -> Array:

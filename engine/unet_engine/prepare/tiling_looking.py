@@ -73,7 +73,7 @@ class Looking:
         self.quantiles = quantiles(samples.measured(self.survey.scan), draft.scale)
         self.reduced = REDUCTIONS["labels"](
             self.spec.activation, label_dtype(self.spec), self.spec.regions, self.spec.threshold,
-            last=self.survey.model.ahead,
+            last=self.survey.model.ahead, kept=self.spec.kept_labels,
         )  # fmt: skip
         settings, setup = self.survey.settings, draft.network.setup
         on_cpu = setup.device == "cpu"
@@ -98,6 +98,8 @@ class Looking:
             "tolerance": settings.tolerance,
             "version": 4,
         }
+        if self.spec.kept_labels is not None:
+            self.key["kept"] = list(self.spec.kept_labels)
         self.made = {key: self.key[key] for key in ("model", "library", "device", "precision", "normalization")}
         """Of what windows of any size are timed."""
         self.asked = proof_key(self.survey.model, self.survey.backend, setup.device, self.survey.choice)

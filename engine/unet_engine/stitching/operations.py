@@ -267,6 +267,16 @@ def regions(
         np.copyto(out, np.asarray(label, out.dtype), where=mask.view(np.bool_))
 
 
+def keep(labels: NDArray[np.unsignedinteger], kept: Sequence[int]) -> None:
+    """Make 0 of all `labels` (any shape of an axis or more, uint8 or uint16) that are not among those `kept`, where they
+    lie."""
+    table = np.zeros(np.iinfo(labels.dtype).max + 1, labels.dtype)
+    there = [label for label in kept if label < len(table)]
+    table[there] = there
+    for layer in labels:  # as places of the table they take 8 bytes each
+        layer[...] = table[layer]
+
+
 def masks(
     sums: F32, out: NDArray[np.uint8], activation: str, *, threshold: float | None = None, threads: int = 1
 ) -> None:

@@ -267,6 +267,8 @@ def label_of(values: Array, spec: ModelSpec) -> Array:
         operations.labels(sums, labels, spec.activation, threshold=spec.threshold)
     else:
         operations.regions(sums, labels, spec.regions, spec.activation, threshold=spec.threshold)
+    if spec.kept_labels is not None:
+        operations.keep(labels, spec.kept_labels)
     return labels
 
 

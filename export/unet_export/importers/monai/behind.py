@@ -6,7 +6,7 @@ The meaning of each is that of `monai.transforms`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import exp
 from typing import Any
@@ -29,6 +29,8 @@ class Behind:
     one_hot: bool = False
     """Whether labels become a channel each."""
     threshold: float | None = None
+    kept: set[int] | None = None
+    """Labels but 0 that are left, of those of the largest channel; None: all."""
     output: dict[str, Any] = field(default_factory=lambda: {"output": 1, "output_apart": 1})
     """How the result comes back to the scan's grid: fields of `Resampling`."""
     done: list[str] = field(default_factory=list)
@@ -40,6 +42,7 @@ class Behind:
     """What is not done here and makes other labels."""
 
 
+_LABELS = 2**16
 _OF_VALUES = ("DataStats", "ToMetaTensor", "FromMetaTensor", "MetaToTensor", "ToCupy", "SimulateDelay")
 
 
@@ -61,8 +64,8 @@ def behind_of(listed: Sequence[Kwargs]) -> Behind:
             if kwargs.get("other"):
                 found.other.append(f"Activations(other={kwargs['other']!r}): it is a function of its own")
             found.activation = "softmax" if kwargs.get("softmax") else "sigmoid" if kwargs.get("sigmoid") else None
-        elif name == "AsDiscrete":
-            _discrete(kwargs, found)
+        elif name in _OF_LABELS:
+            _OF_LABELS[name](kwargs, found)
         elif name in OF_OBJECTS:
             found.objects.append((name, kwargs))
         elif name in ("Invert", "SaveImage"):
@@ -83,6 +86,27 @@ def _discrete(kwargs: Kwargs, found: Behind) -> None:
     found.threshold = _threshold_of(kwargs) if found.threshold is None else found.threshold
     if kwargs.get("rounding"):
         _rounded(kwargs, found)
+
+
+def _filtered(kwargs: Kwargs, found: Behind) -> None:
+    """Numbers that are no label keep nothing, and 0 is 0 either way. Before argmax, and of one-hot channels, they are
+    those that happen to be there."""
+    if not found.exclusive or found.one_hot:
+        found.other.append(f"LabelFilter of {'one-hot channels' if found.one_hot else 'what no argmax made labels of'}")
+        return
+    said = kwargs.get("applied_labels")
+    listed: list[Any] = list(said) if isinstance(said, Iterable) else [said]
+    if not all(isinstance(label, int | float) for label in listed):
+        found.other.append("LabelFilter: its arguments are not understood")
+        return
+    labels = {int(label) for label in listed if 0 < label < _LABELS and label == int(label)}
+    found.kept = labels if found.kept is None else found.kept & labels
+    if not found.kept:
+        found.other.append("LabelFilter: it keeps no label")
+        found.kept = None
+
+
+_OF_LABELS: dict[str, Callable[[Kwargs, Behind], None]] = {"AsDiscrete": _discrete, "LabelFilter": _filtered}
 
 
 def _rounded(kwargs: Kwargs, found: Behind) -> None:

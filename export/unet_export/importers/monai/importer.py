@@ -465,6 +465,8 @@ def _meaning(behind: Behind, made: Mapping[str, Any]) -> dict[str, Any]:
         values["activation"] = behind.activation
         if behind.threshold is not None:
             values["threshold"] = float(behind.threshold)
+        if behind.kept is not None:
+            values["kept_labels"] = tuple(sorted(behind.kept))
         names = _class_names(made.get("channel_def"))
         if behind.activation == "softmax":
             values |= {"channels": "classes"} | ({"classes": names} if names else {})

@@ -59,10 +59,6 @@ def _small(said: Kwargs, dims: int, foreground: int) -> str:
     return f"--min-size {int(said.get('min_size', 64))} --connectivity {_neighbours(said, dims, 1)}"
 
 
-def _some(said: Kwargs, dims: int, foreground: int) -> str:
-    raise NotPossible("no command leaves out labels")
-
-
 def _alone(foreground: int) -> None:
     """Of several labels MONAI does not mean objects of each: holes hold other labels, and a label is one object."""
     if foreground > 1:
@@ -79,5 +75,4 @@ OF_OBJECTS: dict[str, Callable[[Kwargs, int, int], str]] = {
     "KeepLargestConnectedComponent": _largest,
     "FillHoles": _holes,
     "RemoveSmallObjects": _small,
-    "LabelFilter": _some,
 }
