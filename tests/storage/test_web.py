@@ -299,7 +299,8 @@ def test_the_plan_says_what_workers_of_a_cluster_fetch_each_for_itself(tmp_path,
     make_volume(str(tmp_path / "files/scan.zarr"), LARGER, chunks=(16, 16, 16), compressors=None)
     with WebServer(tmp_path / "files") as server:
         model = fake_model(tmp_path, window=(16, 16, 16))
-        asked = {"workers": workers} if workers else {}
+        # memory: not what this machine has free beside what other tests left in this process
+        asked = {"workers": workers, "memory": "64GiB"} if workers else {}
         prepared = planned(Settings.of(input=f"{server.url}/scan.zarr", model=model, overlap=0.5, **asked))
         facts, samples = plan_facts(prepared), sum(m == "GET" and "/c/" in path for m, path, _ in server.seen)
     plan, shares = prepared.job.plan, dealing(prepared.job.plan, workers)
