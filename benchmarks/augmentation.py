@@ -24,7 +24,7 @@ import zarr
 
 from unet_engine.api import run_volume
 from unet_engine.execution.choose import team
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 FAKE = """[spec]
 name = "fake"

@@ -140,7 +140,7 @@ def engine(labels: str, out: str, memory: str, way: str) -> int:
     from unet_engine.postprocess.components import components, rules_of
     from unet_engine.postprocess.source import Source
     from unet_engine.postprocess.target import Wish
-    from unet_engine.settings import Settings
+    from unet_engine.settings.settings import Settings
 
     with crew(Settings.of(input=labels, memory=memory)) as hands:
         rules = rules_of(3, None, fill_holes=way == "holes")

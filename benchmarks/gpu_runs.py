@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from gpu_common import Figures, bare_rate, device_name, need, network_of, volume_in
 
-from unet_engine.beside import beside
+from unet_engine.threads.beside import beside
 
 
 def end_to_end(args: argparse.Namespace) -> Figures:
@@ -80,7 +80,7 @@ def watched(volume: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any, 
     import unet_engine
     from unet_engine.commands.report import plan_facts
     from unet_engine.execution.choose import team
-    from unet_engine.settings import Settings
+    from unet_engine.settings.settings import Settings
 
     with team(Settings.of(input=volume, **options)) as crew:
         prepared = crew.prepare()

@@ -33,7 +33,7 @@ from unet_engine import machine
 from unet_engine.api import run_volume
 from unet_engine.execution.choose import team
 from unet_engine.model.file import open_model
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.stitching import operations, reference
 
 BASELINE = Path(__file__).parent / "results" / "guard.json"

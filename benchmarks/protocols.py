@@ -26,7 +26,7 @@ from unet_engine.cluster.connection import connect
 from unet_engine.execution.dask.station import HaloParcel
 from unet_engine.pipeline.job import Halo
 from unet_engine.plan.box import Box
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 
 def made(count: int) -> HaloParcel:

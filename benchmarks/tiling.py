@@ -39,7 +39,7 @@ from tiling_contestants import agreement, monai, network_of, normalised, ours, p
 from unet_engine.model.file import open_model
 from unet_engine.profiling import charts
 from unet_engine.profiling.charts import Axes, Line
-from unet_engine.settings_text import parse_tiling
+from unet_engine.settings.text import parse_tiling
 from unet_engine.volumes.formats import open_volume
 
 NONE = 0.1
@@ -222,7 +222,7 @@ def _chosen(args: argparse.Namespace, part: str, options: dict[str, Any]) -> tup
     precision that runs, what looking took, and the tiling as ``--tiling`` names it; empty: the model's own."""
     from unet_engine.prepare.prepare import prepare
     from unet_engine.prepare.survey import survey
-    from unet_engine.settings import Settings
+    from unet_engine.settings.settings import Settings
 
     choice = None
     took = []

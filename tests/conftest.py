@@ -10,7 +10,7 @@ from support.volumes import fake_model, make_volume
 from unet_engine.backends import second_opinion
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.model.spec import ModelSpec
-from unet_engine.settings_files import CONFIG
+from unet_engine.settings.files import CONFIG
 
 pytest_plugins = ["support.cheaply", "support.examples", "support.exported_once", "support.turns"]
 

@@ -22,7 +22,7 @@ from unet_engine import errors
 from unet_engine.commands import completing
 from unet_engine.commands.cli import app
 from unet_engine.commands.manual import commands, write_shared
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 PAGES = sorted(
     [*DOCS.rglob("*.md"), *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "AGENTS", "SECURITY"))]

@@ -11,7 +11,7 @@ from support.command_line import cli
 from support.volumes import make_volume
 from unet_engine.commands.cli import app
 from unet_engine.errors import SettingsError
-from unet_engine.settings import Settings, from_environment
+from unet_engine.settings.settings import Settings, from_environment
 
 SAID = {
     "input": "v.zarr", "model": "net.onnx", "folds": "0,1", "weights": "2,1", "out": "o.zarr", "into": "cells", "device": "cpu",
@@ -37,7 +37,7 @@ def test_each_setting_has_its_line_here():
 @pytest.fixture
 def alone(monkeypatch):
     """Settings that exclude one another are not looked at: each is said alone."""
-    monkeypatch.setattr("unet_engine.settings.check", lambda settings: None)
+    monkeypatch.setattr("unet_engine.settings.settings.check", lambda settings: None)
 
 
 def of_option(name, text):

@@ -24,8 +24,8 @@ from unet_engine import errors
 from unet_engine.commands.cli import app
 from unet_engine.commands.farewell import INTERRUPTED
 from unet_engine.commands.manual import commands
-from unet_engine.settings import Settings
-from unet_engine.settings_files import ENVIRONMENT
+from unet_engine.settings.files import ENVIRONMENT
+from unet_engine.settings.settings import Settings
 
 PACKAGE = Path(unet_engine.__file__).parent
 EXPORT = next(
@@ -81,7 +81,7 @@ def _documented(path: Path, name: str) -> dict[str, str]:
 
 def settings() -> str:
     options = {p.name: p for p in app.commands["run"].params if isinstance(p, click.Option)}
-    told = _documented(PACKAGE / "settings_fields.py", "Fields")
+    told = _documented(PACKAGE / "settings/fields.py", "Fields")
     rows = []
     for name, field in Settings.model_fields.items():
         option = ", ".join(options[name].opts) if name in options else ""

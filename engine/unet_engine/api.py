@@ -29,7 +29,7 @@ from unet_engine.prepare.provenance import provenance
 from unet_engine.prepare.survey import check_output
 from unet_engine.profiling import energy, tracing
 from unet_engine.redaction import redacted
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.stitching import operations
 from unet_engine.storage import stores
 from unet_engine.units import Tell, silent
@@ -118,7 +118,7 @@ class Result:
 
 
 def run(input: str, **options: Any) -> Result:
-    """Run a U-Net over a Zarr volume. Options are the fields of `unet_engine.settings.Settings`.
+    """Run a U-Net over a Zarr volume. Options are the fields of `unet_engine.settings.settings.Settings`.
 
     The output is an OME-Zarr 0.5 group at ``out`` with the result at ``0``. Raises subclasses of
     `unet_engine.errors.UnetEngineError`.

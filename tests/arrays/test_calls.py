@@ -12,7 +12,7 @@ from support.volumes import fake_model, make_volume, result_of
 from unet_engine.arrays.calls import NOT_OF_ARRAYS
 from unet_engine.arrays.options import Options
 from unet_engine.errors import InputError, OutputError, SettingsError, UnetEngineWarning
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore::unet_engine.errors.UnetEngineWarning")
 

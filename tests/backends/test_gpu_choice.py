@@ -24,7 +24,7 @@ from unet_engine.errors import BackendError
 from unet_engine.model.file import open_model
 from unet_engine.model.shipped import shipped_model
 from unet_engine.prepare.survey import survey
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 NAMES = [build.name for build in BUILDS]
 MODULES = {

@@ -18,7 +18,7 @@ from unet_engine.backends.second_opinion import Opinion, apart
 from unet_engine.model.file import open_model
 from unet_engine.prepare.second import compared
 from unet_engine.prepare.survey import survey
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.usefixtures("asking")

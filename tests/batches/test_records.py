@@ -14,7 +14,7 @@ import unet_engine
 from support.command_line import cli
 from support.volumes import fake_model, make_volume
 from unet_engine.errors import InputError, SettingsError
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.storage.fetching import fetched
 
 

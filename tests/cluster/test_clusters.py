@@ -143,7 +143,7 @@ SCRIPT = f"""
 import signal, sys, time
 from unet_engine.cluster import connection as clusters
 from unet_engine.cluster import local_workers
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 local_workers.CLOSING = {NEVER}
 

@@ -91,7 +91,7 @@ def test_every_option_is_a_setting():
     what, and for what concerns several volumes."""
     from unet_engine.commands.cli import app
     from unet_engine.commands.running import Ways
-    from unet_engine.settings import Settings
+    from unet_engine.settings.settings import Settings
 
     options = {p.name for p in app.commands["run"].params} - {"as_json", "help", "more"}
     told = set(Ways.__dataclass_fields__)

@@ -16,13 +16,13 @@ from support.command_line import begin, cli, command, environment
 from support.shares import share
 from support.volumes import fake_model, make_volume
 from support.waiting import wait_until
-from unet_engine import hanging
 from unet_engine.backends.fake import FakeBackend
 from unet_engine.commands.interruption import ENDING
 from unet_engine.errors import BackendError
 from unet_engine.execution.local import LocalTeam
 from unet_engine.model.file import open_model
 from unet_engine.model.spec import METADATA_KEY, ModelSpec
+from unet_engine.threads import hanging
 
 SPEC = ModelSpec(
     name="e", axes="zyx", channels_in=1, channels_out=1, window=(8, 8, 8), window_min=(8, 8, 8), window_step=(0, 0, 0),

@@ -17,7 +17,7 @@ from unet_engine.commands.cli import app
 from unet_engine.commands.schemas import SCHEMAS
 from unet_engine.errors import SettingsError
 from unet_engine.model.file import open_model
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 
 def valid(name, value):

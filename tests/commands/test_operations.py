@@ -17,7 +17,7 @@ from support.command_line import environment
 from support.paths import DOCS
 from support.volumes import fake_model, make_volume, result_of
 from unet_engine.commands.cli import run_command
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 FILES = sorted((DOCS / "operations").iterdir())
 PAGE = (DOCS / "operations.md").read_text()

@@ -14,7 +14,7 @@ from support.volumes import fake_model, make_volume, result_of
 from unet_engine.cluster import connection as clusters
 from unet_engine.cluster import dask_settings, local_workers, running_scheduler
 from unet_engine.errors import ClusterError, SettingsError
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 HAS_UCX = importlib.util.find_spec("distributed_ucxx") is not None
 

@@ -25,7 +25,7 @@ from unet_engine.execution.dask.station import Station
 from unet_engine.plan.bundles import bundles
 from unet_engine.prepare import prepare
 from unet_engine.prepare.survey import survey
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 
 @pytest.fixture

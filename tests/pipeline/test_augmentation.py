@@ -25,8 +25,8 @@ from unet_engine.backends.fake import FakeBackend, FakeDevice, values_of
 from unet_engine.errors import ResumeError, SettingsError
 from unet_engine.prepare.prepare import prepare
 from unet_engine.prepare.survey import survey
-from unet_engine.settings import Settings
-from unet_engine.settings_text import parse_tta
+from unet_engine.settings.settings import Settings
+from unet_engine.settings.text import parse_tta
 
 Array = np.ndarray[Any, Any]
 

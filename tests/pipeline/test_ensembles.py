@@ -26,7 +26,7 @@ from unet_engine.errors import ModelError, ResumeError, SettingsError
 from unet_engine.model.file import ModelFile, open_model
 from unet_engine.prepare.prepare import prepare
 from unet_engine.prepare.survey import survey
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 Array = np.ndarray[Any, Any]
 FACTOR = {"a": 1.0, "b": -0.5, "c": 3.0, "d": 0.25, "e": 1.75}

@@ -15,7 +15,7 @@ from unet_engine.backends.fake import FakeBackend
 from unet_engine.errors import BackendError, InputError, OutputError, SettingsError
 from unet_engine.plan.box import Box
 from unet_engine.prepare.survey import survey
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.volumes import nodata
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.mask import open_mask

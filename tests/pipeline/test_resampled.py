@@ -27,7 +27,7 @@ from unet_engine.model.spec import ModelSpec, Resampling
 from unet_engine.plan.box import Box
 from unet_engine.plan.memory import cut_columns
 from unet_engine.prepare.resampling import grids, seen
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.volumes.formats import open_volume
 from unet_engine.volumes.frame import Frame
 from unet_engine.volumes.samples import scaling_of

@@ -231,6 +231,6 @@ def test_an_oblique_scan_is_told(tmp_path, upright):
         path.read_bytes().replace(b"TransformMatrix = -1 0 0 0 -1 0 0 0 1", f"TransformMatrix = {-c} {-s} 0 {s} {-c} 0 0 0 1".encode())
     )  # fmt: skip
     notes = unet_engine.prepare.survey.survey(
-        unet_engine.settings.Settings.of(input=str(path), model=model(tmp_path), out=str(tmp_path / "o.zarr"))
+        unet_engine.settings.settings.Settings.of(input=str(path), model=model(tmp_path), out=str(tmp_path / "o.zarr"))
     ).notes
     assert any("lies obliquely, 23 degrees from SAR" in note for note in notes), notes

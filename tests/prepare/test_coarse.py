@@ -18,7 +18,7 @@ from unet_engine.prepare.coarse_choice import MISS, CoarseChoice
 from unet_engine.prepare.draft import Draft
 from unet_engine.prepare.missed import LOOKS, Region, hopeless
 from unet_engine.prepare.survey import survey
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.volumes.coarse import Coarse
 
 pytestmark = pytest.mark.long

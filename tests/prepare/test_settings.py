@@ -12,7 +12,7 @@ from support.volumes import fake_model, make_volume
 from unet_engine.commands import cli as command_line
 from unet_engine.errors import SettingsError
 from unet_engine.model.spec import ModelSpec, Normalization
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 OTHER_FORMATS = [
     ("seg.h5:/labels", "no places inside of one", "seg.h5"),

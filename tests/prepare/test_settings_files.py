@@ -9,8 +9,8 @@ import pytest
 from support.command_line import cli
 from support.volumes import fake_model, make_volume
 from unet_engine.errors import SettingsError
-from unet_engine.settings import Settings
-from unet_engine.settings_files import CONFIG, DESCRIPTIVE, SettingsFile
+from unet_engine.settings.files import CONFIG, DESCRIPTIVE, SettingsFile
+from unet_engine.settings.settings import Settings
 
 
 @pytest.fixture(autouse=True)

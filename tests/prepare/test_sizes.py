@@ -15,7 +15,7 @@ from unet_engine.plan.box import Box
 from unet_engine.prepare.draft import Draft
 from unet_engine.prepare.prepare import prepare
 from unet_engine.prepare.survey import survey
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 SHAPE = (48, 40, 56)
 BOX = Box((8, 0, 8), (48, 40, 48))

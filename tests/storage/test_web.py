@@ -21,7 +21,7 @@ from unet_engine.execution import local
 from unet_engine.execution.choose import planned
 from unet_engine.plan.dealing import dealing
 from unet_engine.prepare.keeping import fetch_factor, fetched_at_most
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.storage import patience, stores
 from unet_engine.storage.kept import CACHE
 from unet_engine.storage.remote import located

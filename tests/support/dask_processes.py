@@ -16,7 +16,7 @@ import psutil
 
 from support.command_line import environment
 from support.waiting import wait_until
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 
 @dataclass(frozen=True)

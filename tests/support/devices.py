@@ -15,7 +15,7 @@ from unet_engine.pipeline.columns import run_columns
 from unet_engine.pipeline.worker import Opened, Worker
 from unet_engine.prepare.prepare import prepare
 from unet_engine.prepare.survey import survey
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 
 def prepared(folder: Path, array: np.ndarray, **options: Any) -> Any:

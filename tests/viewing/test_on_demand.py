@@ -13,7 +13,7 @@ from unet_engine.api import run_volume
 from unet_engine.errors import OutputError
 from unet_engine.output.header import Header, read_header
 from unet_engine.plan.box import Box
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.viewing import demand as demands
 from unet_engine.viewing import on_demand
 from unet_engine.viewing.demand import Sight

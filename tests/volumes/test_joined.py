@@ -14,7 +14,7 @@ from unet_engine.paths import absolute, parts, plain, unusable
 from unet_engine.plan.box import Box
 from unet_engine.prepare.prepare import prepare
 from unet_engine.prepare.survey import survey
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.volumes.formats import located, open_stored, open_volume
 from unet_engine.volumes.pick import Pick
 from unet_engine.volumes.reference_systems import same_system

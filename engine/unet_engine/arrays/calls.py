@@ -26,7 +26,7 @@ from unet_engine.plan.plan import Plan
 from unet_engine.prepare.given import Given
 from unet_engine.prepare.prepare import prepare
 from unet_engine.prepare.survey import survey
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.volumes.base import Volume
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def run(
     **settings: Unpack[Options],
 ) -> Result:
     """Run a U-Net over a volume and write the result to `out`. Settings are those of
-    `unet_engine.settings.Settings`.
+    `unet_engine.settings.settings.Settings`.
 
     input: path or URL of a volume, or an array as `predict` takes it, where `out` has to be given
     model: as `predict` takes it

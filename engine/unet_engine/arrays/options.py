@@ -1,5 +1,5 @@
 """The settings of a run as keywords, for editors that complete and check them. What each means says
-`unet_engine.settings.Settings`."""
+`unet_engine.settings.settings.Settings`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from unet_engine.settings_fields import Precision
+from unet_engine.settings.fields import Precision
 
 
 class Options(TypedDict, total=False):

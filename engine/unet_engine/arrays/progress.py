@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from unet_engine.beside import beside
 from unet_engine.execution.team import Team
+from unet_engine.threads.beside import beside
 
 
 @contextmanager

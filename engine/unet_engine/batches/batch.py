@@ -26,8 +26,8 @@ from unet_engine.prepare.fetching import at_hand
 from unet_engine.prepare.given import Given
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.prepare.survey import check_output, survey
-from unet_engine.settings import Settings, from_environment
-from unet_engine.settings_text import parse_part
+from unet_engine.settings.settings import Settings, from_environment
+from unet_engine.settings.text import parse_part
 
 Status = Literal["done", "already complete", "failed", "interrupted", "planned"]
 

@@ -18,7 +18,7 @@ from unet_engine.model.file import is_model
 from unet_engine.output.header import read_header
 from unet_engine.paths import inside, is_local, parts, plain
 from unet_engine.postprocess.formats import account_of, is_remote_file
-from unet_engine.settings_files import CONFIG
+from unet_engine.settings.files import CONFIG
 from unet_engine.storage import stores
 from unet_engine.storage.remote import AT_ONCE
 from unet_engine.units import brief

@@ -30,7 +30,7 @@ from unet_engine.postprocess.working import hand_over, is_file, is_handed_over, 
 from unet_engine.prepare.given import Given
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.prepare.survey import Survey, check_output, survey
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.storage import stores
 from unet_engine.storage.durability import ON_DISK, WHENEVER, Durability, put
 from unet_engine.units import Tell, silent

@@ -18,7 +18,7 @@ from unet_engine.cluster.dashboard import dashboard
 from unet_engine.cluster.dask_settings import check_protocol, security
 from unet_engine.cluster.own_user import own_certificates
 from unet_engine.errors import ClusterError, SettingsError, first_line
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.units import Tell
 from unet_engine.version import our_version
 

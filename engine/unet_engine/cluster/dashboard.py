@@ -11,7 +11,7 @@ from typing import Any
 
 from unet_engine.errors import ClusterError, SettingsError
 from unet_engine.redaction import show_on_terminals
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet_engine.errors import ClusterError, first_line
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.text_files import NotReadable, read_text
 
 if TYPE_CHECKING:

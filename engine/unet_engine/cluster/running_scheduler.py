@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from unet_engine.cluster.dask_settings import check_protocol, quiet, security
 from unet_engine.errors import ClusterError
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.text_files import Missing, NotReadable, read_json
 
 if TYPE_CHECKING:

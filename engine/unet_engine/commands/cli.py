@@ -31,9 +31,9 @@ from unet_engine.commands.sources import model_of, with_model
 from unet_engine.commands.telling import INTERRUPTED, JSON, speaks_json
 from unet_engine.commands.viewing import view_command
 from unet_engine.errors import OutputError, SettingsError, UnetEngineError
-from unet_engine.hanging import end
 from unet_engine.profiling import beginning
 from unet_engine.redaction import guard_streams
+from unet_engine.threads.hanging import end
 from unet_engine.units import printable
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _asked(
     from unet_engine.batches.inputs import are_several, check_behind
     from unet_engine.batches.outputs import out_of_one
     from unet_engine.prepare.channels import is_numbered
-    from unet_engine.settings import from_environment
+    from unet_engine.settings.settings import from_environment
 
     check_behind(more)
     ways.price()
@@ -202,7 +202,7 @@ def _one(
     from unet_engine.batches.times import are_several, run_times
     from unet_engine.commands import report
     from unet_engine.execution.choose import team
-    from unet_engine.settings import Settings
+    from unet_engine.settings.settings import Settings
 
     with running.recorded(ways, console, running.Record.of(given), message) as record, ExitStack() as stack:
 
@@ -296,7 +296,7 @@ def _plan(given: dict[str, Any], *, as_json: bool) -> None:
         from unet_engine.batches.times import first_of
         from unet_engine.commands import report, screen
         from unet_engine.execution.choose import planned
-        from unet_engine.settings import Settings
+        from unet_engine.settings.settings import Settings
 
     console = screen.stderr()
     settings = placed(with_model(Settings.of(**_required(given)), lambda text: _tell(console, [text])))

@@ -45,7 +45,7 @@ def words(_ctx: click.Context, option: click.Parameter, incomplete: str) -> list
 
 def _meaning(name: str) -> Iterator[str]:
     from unet_engine.backends.libraries import LIBRARIES
-    from unet_engine.settings import Settings
+    from unet_engine.settings.settings import Settings
 
     yield from WORDS.get(name, ())
     if name == "backend":

@@ -17,8 +17,8 @@ from unet_engine.errors import OutputError
 from unet_engine.execution.choose import team
 from unet_engine.model.shipped import shipped_model
 from unet_engine.prepare.agreement import Confusion
-from unet_engine.settings import Settings
-from unet_engine.settings_files import CONFIG
+from unet_engine.settings.files import CONFIG
+from unet_engine.settings.settings import Settings
 from unet_engine.units import times
 
 SHAPE = (96, 192, 192)

@@ -14,7 +14,7 @@ import threading
 import time
 
 from unet_engine.commands.telling import NOT_BEGUN
-from unet_engine.hanging import end
+from unet_engine.threads.hanging import end
 
 GRACE = 4.0
 """Seconds for ending in order after the second signal."""

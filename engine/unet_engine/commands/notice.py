@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from unet_engine import hanging
 from unet_engine.batches import notify
 from unet_engine.batches.records import utc
 from unet_engine.commands import farewell
 from unet_engine.commands.going_on import folder, may_go_on, resuming
 from unet_engine.commands.telling import INTERRUPTED
+from unet_engine.threads import hanging
 from unet_engine.version import version_of
 
 _ROOM = 2.0

@@ -209,7 +209,7 @@ def _done(
     from unet_engine.execution.hands import Hands
     from unet_engine.execution.passes import crew
     from unet_engine.postprocess.base import Watched
-    from unet_engine.settings import Settings
+    from unet_engine.settings.settings import Settings
 
     console = screen.stderr()
     settings = Settings.of(input=labels, **given)

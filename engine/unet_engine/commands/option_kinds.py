@@ -99,7 +99,7 @@ THREADS = click.IntRange(1, 1024)
 def sizes(option: str, text: str | None) -> tuple[int, ...] | None:
     """One size per axis, as in ``64,64,64``; None where the option was left out. Raises `SettingsError` naming the
     option."""
-    from unet_engine.settings_text import parse_window
+    from unet_engine.settings.text import parse_window
     from unet_engine.units import brief
 
     if text is None:

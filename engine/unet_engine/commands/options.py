@@ -10,7 +10,7 @@ import click
 from unet_engine.commands.running_options import CLUSTER, RUNNING
 from unet_engine.commands.setting_options import ONE, SETTINGS, SEVERAL
 from unet_engine.commands.shared_options import MEANT
-from unet_engine.settings_files import ENVIRONMENT
+from unet_engine.settings.files import ENVIRONMENT
 
 
 def meant_options(command: Callable[..., Any]) -> Callable[..., Any]:

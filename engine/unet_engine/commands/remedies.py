@@ -157,7 +157,7 @@ def _ours() -> list[str]:
 
 def _folders() -> Iterable[Remedy]:
     """Folders of the user's that cannot be written. Only they are made and given, nothing that lies around them."""
-    from unet_engine.settings_files import user_folder
+    from unet_engine.settings.files import user_folder
     from unet_engine.storage.cache import FOLDER
     from unet_engine.storage.cache import place as cache
 

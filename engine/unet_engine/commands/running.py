@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from unet_engine.execution.team import Team
     from unet_engine.model.file import ModelFile
     from unet_engine.prepare.prepare import Prepared
-    from unet_engine.settings import Settings
+    from unet_engine.settings.settings import Settings
 
 
 _OF_ZARR = ("zarr.json", ".zarray", ".zgroup")

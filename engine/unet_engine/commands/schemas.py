@@ -29,7 +29,7 @@ _ALSO: dict[str, list[dict[str, Any]]] = {
 
 def settings() -> dict[str, Any]:
     """Of ``unet-engine.toml``. Nothing is required: what a file leaves open the command line or another file says."""
-    from unet_engine.settings import Settings
+    from unet_engine.settings.settings import Settings
 
     found = _documented(Settings.model_json_schema(), Settings)
     found.pop("required", None)

@@ -1,4 +1,4 @@
-"""The options that are settings of a run, with the names of `unet_engine.settings.Settings`: what is computed, of what."""
+"""The options that are settings of a run, with the names of `unet_engine.settings.settings.Settings`: what is computed, of what."""
 
 from __future__ import annotations
 

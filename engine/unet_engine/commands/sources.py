@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from unet_engine.settings import Settings
+    from unet_engine.settings.settings import Settings
 
 
 def _tell(line: str) -> None:

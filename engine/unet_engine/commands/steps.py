@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from unet_engine.beside import beside
 from unet_engine.commands.report import LINE_EVERY
 from unet_engine.commands.screen import Screen
+from unet_engine.threads.beside import beside
 from unet_engine.units import span
 
 if TYPE_CHECKING:

@@ -65,7 +65,7 @@ def view_command(
         _refuse_options(given)
         view(Wish(paths, kinds, table, **_first(given), port=port), opened, console.note)
         return
-    from unet_engine.settings import Settings
+    from unet_engine.settings.settings import Settings
     from unet_engine.viewing.view_model import view_model
 
     wish = Wish(paths, kinds, table, **_first(given), port=port)

@@ -16,7 +16,7 @@ from unet_engine.plan.memory import LEAST
 from unet_engine.prepare.given import NOTHING, Given
 from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import survey
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.units import Tell, silent, size
 
 Make = Callable[[Settings, Tell, Given, Leg | None], Team]

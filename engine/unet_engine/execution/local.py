@@ -13,7 +13,6 @@ from unet_engine.backends.opening import place_of
 from unet_engine.execution.hands import Hands, here
 from unet_engine.execution.relay import Leg
 from unet_engine.execution.team import Pending
-from unet_engine.hanging import watched
 from unet_engine.pipeline.columns import ALWAYS, run_columns
 from unet_engine.pipeline.job import Counters
 from unet_engine.pipeline.worker import Opened, Sink, Worker
@@ -23,7 +22,8 @@ from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import Survey, check_output, survey
 from unet_engine.profiling.beginning import SURVEY, Beginning
 from unet_engine.profiling.stages import SPANS, Snapshot
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
+from unet_engine.threads.hanging import watched
 from unet_engine.units import Tell, silent
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.held import MOST, PART

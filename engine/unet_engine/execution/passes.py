@@ -10,7 +10,7 @@ from unet_engine.execution.choose import share_of_memory
 from unet_engine.execution.dask.hands import on_dask
 from unet_engine.execution.dask.team import HANG_SECONDS
 from unet_engine.execution.hands import Hands, here
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.units import Tell, silent
 
 

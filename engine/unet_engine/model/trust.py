@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from unet_engine.errors import ModelError
-from unet_engine.settings_files import user_folder
+from unet_engine.settings.files import user_folder
 
 RUNS_CODE = {
     "pt2": "is a .pt2: opening it runs whatever Python is in it",

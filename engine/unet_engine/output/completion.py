@@ -15,7 +15,7 @@ from unet_engine.output.header import ARRAY, Header
 from unet_engine.output.inspection import Fault, Look, in_words, inspect
 from unet_engine.output.locks import PATIENCE, Holding, clear, hold
 from unet_engine.paths import plain
-from unet_engine.settings_text import parse_part
+from unet_engine.settings.text import parse_part
 from unet_engine.storage import stores
 from unet_engine.units import span
 

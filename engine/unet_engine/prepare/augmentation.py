@@ -5,7 +5,7 @@ from __future__ import annotations
 from unet_engine.errors import SettingsError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.plan.poses import Pose, poses
-from unet_engine.settings_text import parse_tta
+from unet_engine.settings.text import parse_tta
 from unet_engine.units import times
 
 

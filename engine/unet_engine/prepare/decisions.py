@@ -11,9 +11,9 @@ from unet_engine.plan.grid import Blend
 from unet_engine.plan.poses import UPRIGHT, Pose
 from unet_engine.plan.resampling import AxisResampling
 from unet_engine.prepare.augmentation import poses_of
-from unet_engine.settings import Settings
-from unet_engine.settings_text import parse_part
-from unet_engine.settings_values import KEEP
+from unet_engine.settings.settings import Settings
+from unet_engine.settings.text import parse_part
+from unet_engine.settings.values import KEEP
 
 
 @dataclass(frozen=True)

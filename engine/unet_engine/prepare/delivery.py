@@ -26,7 +26,7 @@ from unet_engine.prepare.decisions import dtype_of
 from unet_engine.prepare.into import named_into
 from unet_engine.prepare.notes import fall_back
 from unet_engine.prepare.places import named_of
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.volumes.base import Selection, Volume
 from unet_engine.volumes.formats import is_series
 

@@ -11,7 +11,7 @@ from unet_engine.devices.opening import SIMULATED
 from unet_engine.errors import BackendError, SettingsError
 from unet_engine.model.file import ModelFile
 from unet_engine.prepare.notes import fall_back
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.stitching import operations
 
 _NO_GPU = "this machine shows no NVIDIA GPU; leave out --gpus and --device to run on the CPU"

@@ -9,8 +9,8 @@ from unet_engine.errors import SettingsError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.paths import is_local, parts, plain
 from unet_engine.postprocess.into_store import LABELS, has_room_beside
-from unet_engine.settings import Settings
-from unet_engine.settings_fields import AUTO
+from unet_engine.settings.fields import AUTO
+from unet_engine.settings.settings import Settings
 from unet_engine.storage import archives, stores
 from unet_engine.volumes.collection import image_of, levels_in, version_of
 

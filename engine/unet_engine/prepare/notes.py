@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unet_engine.errors import BackendError
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 
 def fall_back(settings: Settings, notes: list[str], what: str) -> None:

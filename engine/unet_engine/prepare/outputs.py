@@ -11,7 +11,7 @@ from unet_engine.model.file import ModelFile
 from unet_engine.model.onnx_rewrite import NUMBERS, RANGES
 from unet_engine.model.spec import ARE_PROBABILITIES
 from unet_engine.prepare.notes import fall_back
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume
 

@@ -11,8 +11,8 @@ from unet_engine.errors import ModelError, SettingsError
 from unet_engine.model.spec import ModelSpec
 from unet_engine.pipeline.reduction import REDUCTIONS, Kind
 from unet_engine.prepare.places import pick_of
-from unet_engine.settings import Settings
-from unet_engine.settings_values import KEEP
+from unet_engine.settings.settings import Settings
+from unet_engine.settings.values import KEEP
 from unet_engine.volumes import nodata, samples
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.cropped import Cropped

@@ -5,8 +5,8 @@ from __future__ import annotations
 from unet_engine.errors import SettingsError
 from unet_engine.output.header import ARRAY
 from unet_engine.paths import parts, roots_of
-from unet_engine.settings import Settings
-from unet_engine.settings_files import AUTO_PROFILE
+from unet_engine.settings.files import AUTO_PROFILE
+from unet_engine.settings.settings import Settings
 from unet_engine.storage import stores
 from unet_engine.volumes.pick import Pick
 

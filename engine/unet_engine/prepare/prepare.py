@@ -13,7 +13,6 @@ from unet_engine import machine
 from unet_engine.backends.base import NO_TRIAL, Network, Setup, Trial, hand_over
 from unet_engine.backends.opening import Wanted, place_of
 from unet_engine.errors import BackendError
-from unet_engine.hanging import watched
 from unet_engine.pipeline.job import Job
 from unet_engine.plan.box import Box
 from unet_engine.plan.bundles import bundle_length
@@ -42,6 +41,7 @@ from unet_engine.prepare.streams_choice import StreamsChoice
 from unet_engine.prepare.survey import Survey
 from unet_engine.prepare.tiling_choice import TilingChoice
 from unet_engine.profiling.beginning import COMPILING, OPINION, PLANNING, SAMPLES, WARMING, Beginning
+from unet_engine.threads.hanging import watched
 from unet_engine.units import Tell, silent
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume

@@ -6,7 +6,7 @@ import re
 
 from unet_engine.errors import SettingsError
 from unet_engine.plan.box import Box
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.volumes.base import Volume
 from unet_engine.volumes.turned import as_stored, turn_of
 

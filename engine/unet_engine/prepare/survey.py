@@ -41,9 +41,9 @@ from unet_engine.prepare.places import keep_apart, pick_of
 from unet_engine.prepare.precision import Choice, Grounds, chosen
 from unet_engine.prepare.resampling import Grids, image_of, on_windows_grid, scaling_seen, seen
 from unet_engine.prepare.roi import region_of_interest
-from unet_engine.settings import Settings
-from unet_engine.settings_files import CONFIG
-from unet_engine.settings_text import parse_tiling
+from unet_engine.settings.files import CONFIG
+from unet_engine.settings.settings import Settings
+from unet_engine.settings.text import parse_tiling
 from unet_engine.storage import stores
 from unet_engine.volumes import samples
 from unet_engine.volumes.base import Volume

@@ -17,7 +17,7 @@ from typing import Any
 from unet_engine.errors import OutputError, SettingsError
 from unet_engine.paths import is_local
 from unet_engine.profiling.stages import NAMES, OF_A_GROUP, OTHER, Snapshot, TrackFacts
-from unet_engine.settings_files import AUTO_PROFILE
+from unet_engine.settings.files import AUTO_PROFILE
 
 LEFT_OUT = "left out of the trace"
 """Name of the time in which spans were not kept, see `unet_engine.profiling.stages`."""

@@ -20,7 +20,7 @@ from unet_engine.plan.box import Box
 from unet_engine.plan.plan import Column, Index, Plan
 from unet_engine.prepare.given import NOTHING, Given
 from unet_engine.prepare.prepare import Prepared
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.units import Tell, silent
 from unet_engine.viewing.demand import Blocks, Demand, Sight
 from unet_engine.viewing.levels import Levels

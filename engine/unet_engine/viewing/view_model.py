@@ -13,7 +13,7 @@ from unet_engine.batches.batch import opened as opened_model
 from unet_engine.errors import SettingsError
 from unet_engine.prepare.channels import of_own_files
 from unet_engine.prepare.prepare import Prepared
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.units import Tell
 from unet_engine.viewing.demand import Demand
 from unet_engine.viewing.desk import Desk

@@ -39,7 +39,7 @@ from unet_engine.prepare.prepare import prepare
 from unet_engine.prepare.survey import survey
 from unet_engine.profiling.stages import ACTIVATION, ADD, COPY, COPY_BACK, GATHER, NETWORK, WAITING, Stages
 from unet_engine.profiling.tracing import role
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 
 def both(volume: str, folder: Path, **options: Any) -> tuple[np.ndarray, np.ndarray]:

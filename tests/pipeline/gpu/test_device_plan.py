@@ -41,7 +41,7 @@ from unet_engine.plan.sizing import NO_MEMORY, default_chunk
 from unet_engine.prepare.prepare import prepare
 from unet_engine.prepare.provenance import provenance
 from unet_engine.prepare.survey import survey
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 
 RNG = np.random.default_rng(5)
 

@@ -7,7 +7,7 @@ from typing import Any
 from unet_engine.prepare import tiling_choice
 from unet_engine.prepare.prepare import prepare
 from unet_engine.prepare.survey import survey
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.units import Tell
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import psutil
 
-from unet_engine.beside import beside
 from unet_engine.errors import UnetEngineError, first_line
+from unet_engine.threads.beside import beside
 
 LOOK_EVERY = 0.05
 """Seconds between looks at the memory."""

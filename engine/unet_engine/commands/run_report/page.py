@@ -25,7 +25,7 @@ from unet_engine.prepare.prepare import Prepared
 from unet_engine.prepare.seams import NEAR, Seams, seams
 from unet_engine.profiling import tracing
 from unet_engine.redaction import redacted
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.units import Tell, size, span
 from unet_engine.version import version_of
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unet_engine import hanging
 from unet_engine.commands import farewell, report
 from unet_engine.commands.run_report import page, states
 from unet_engine.commands.run_report.several import Pages
@@ -17,6 +16,7 @@ from unet_engine.errors import OutputError, ResumeError, SettingsError, UnetEngi
 from unet_engine.output.header import Header, read_header
 from unet_engine.paths import is_local
 from unet_engine.prepare.prepare import Prepared
+from unet_engine.threads import hanging
 from unet_engine.units import span
 
 _REFUSED = (SettingsError.exit_code, OutputError.exit_code, ResumeError.exit_code)

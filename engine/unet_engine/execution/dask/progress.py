@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
-from unet_engine.beside import beside
 from unet_engine.pipeline.job import Counters, Tally
 from unet_engine.profiling.stages import Snapshot, from_dict
+from unet_engine.threads.beside import beside
 from unet_engine.units import size
 
 LOOK_EVERY = 1.0

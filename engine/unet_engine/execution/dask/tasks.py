@@ -34,7 +34,7 @@ from unet_engine.plan.plan import Index
 from unet_engine.prepare.prepare import Prepared, prepare
 from unet_engine.prepare.survey import check_output, survey
 from unet_engine.profiling.stages import Snapshot, as_dict
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.version import our_version
 
 _PROCESSOR = machine.processor()

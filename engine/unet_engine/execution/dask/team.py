@@ -20,7 +20,7 @@ from unet_engine.pipeline.job import Counters
 from unet_engine.plan.memory import LEAST
 from unet_engine.prepare.prepare import Prepared
 from unet_engine.profiling.stages import Snapshot
-from unet_engine.settings import Settings
+from unet_engine.settings.settings import Settings
 from unet_engine.units import Tell
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from unet_engine.settings_values import Values
+from unet_engine.settings.values import Values
 from unet_engine.units import MOST
 
 MOST_THREADS = 1024

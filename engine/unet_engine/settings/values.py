@@ -4,6 +4,7 @@ environment, numbers and paths of Python."""
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,26 @@ from pydantic import BaseModel, ValidationInfo, field_validator
 
 from unet_engine.endings import refuse_other_formats
 from unet_engine.paths import plain, unusable
-from unet_engine.settings_text import parse_part, parse_tiling, parse_tta, parse_values, parse_window, plausible_window
+from unet_engine.settings.text import parse_part, parse_tiling, parse_tta, parse_values, parse_window, plausible_window
 from unet_engine.units import MOST_BYTES, parse_bytes
 
 KEEP = "keep"
 """Of `Settings.outside`: voxels outside keep what the windows that reach them give."""
 
 
+def _understood(field: str, by: Callable[[str], object], *words: str) -> Any:
+    """A validator: the text of a field is what `by` takes, one of `words`, or None."""
+
+    def checked(value: str | None) -> str | None:
+        if value is not None and value not in words:
+            by(value)
+        return value
+
+    return field_validator(field, check_fields=False)(checked)
+
+
 class Values(BaseModel):
-    """What `unet_engine.settings.Settings` has fields for."""
+    """What `unet_engine.settings.settings.Settings` has fields for."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -83,12 +95,7 @@ class Values(BaseModel):
             raise ValueError(f"give a finite number, nan, or {KEEP}") from None
         return repr(number)
 
-    @field_validator("nodata", check_fields=False)
-    @classmethod
-    def _values(cls, value: str | None) -> str | None:
-        if value not in (None, "none"):
-            parse_values(str(value))
-        return value
+    _values = _understood("nodata", parse_values, "none")
 
     @field_validator("model", mode="before", check_fields=False)
     @classmethod
@@ -139,12 +146,7 @@ class Values(BaseModel):
             raise ValueError("it is empty; give a value or leave the option out")
         return value
 
-    @field_validator("out", check_fields=False)
-    @classmethod
-    def _zarr(cls, value: str | None) -> str | None:
-        if value is not None:
-            refuse_other_formats(value)
-        return value
+    _zarr = _understood("out", refuse_other_formats)
 
     @field_validator(
         "input",
@@ -167,26 +169,9 @@ class Values(BaseModel):
             raise ValueError(why)
         return value and plain(value)
 
-    @field_validator("part", check_fields=False)
-    @classmethod
-    def _part(cls, value: str | None) -> str | None:
-        if value is not None:
-            parse_part(value)
-        return value
-
-    @field_validator("tta", check_fields=False)
-    @classmethod
-    def _tta(cls, value: str | None) -> str | None:
-        if value is not None:
-            parse_tta(value)
-        return value
-
-    @field_validator("tiling", check_fields=False)
-    @classmethod
-    def _tiling(cls, value: str | None) -> str | None:
-        if value not in (None, "auto"):
-            parse_tiling(str(value))
-        return value
+    _part = _understood("part", parse_part)
+    _tta = _understood("tta", parse_tta)
+    _tiling = _understood("tiling", parse_tiling, "auto")
 
     @field_validator("window", mode="before", check_fields=False)
     @classmethod

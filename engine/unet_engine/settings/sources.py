@@ -13,7 +13,7 @@ from typing import cast
 from pydantic import ValidationError
 
 from unet_engine.errors import SettingsError, reworded
-from unet_engine.settings_files import ENVIRONMENT, SettingsFile
+from unet_engine.settings.files import ENVIRONMENT, SettingsFile
 from unet_engine.units import brief
 
 _OPTIONS = {"input": "in"}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from unet_engine.errors import SettingsError
-from unet_engine.settings_fields import Fields
-from unet_engine.settings_values import KEEP
+from unet_engine.settings.fields import Fields
+from unet_engine.settings.values import KEEP
 
 
 def check(settings: Fields) -> None:

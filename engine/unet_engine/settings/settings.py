@@ -1,5 +1,5 @@
 """What a user can ask for: the same names on the command line, in ``unet-engine.toml`` and in Python. The fields are those
-of `unet_engine.settings_fields`."""
+of `unet_engine.settings.fields`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pydantic import PrivateAttr, ValidationError
 from unet_engine.errors import SettingsError
 from unet_engine.paths import plain
 from unet_engine.redaction import hide, hide_in_url
-from unet_engine.settings_checks import check
-from unet_engine.settings_fields import Fields
-from unet_engine.settings_files import SettingsFile, settings_files
-from unet_engine.settings_sources import Sources, variables
-from unet_engine.settings_text import parse_tiling, parse_values
+from unet_engine.settings.checks import check
+from unet_engine.settings.fields import Fields
+from unet_engine.settings.files import SettingsFile, settings_files
+from unet_engine.settings.sources import Sources, variables
+from unet_engine.settings.text import parse_tiling, parse_values
 
 
 class Settings(Fields):

@@ -1,0 +1,1 @@
+"""Threads beside the main one, and what is done about those that never end."""
