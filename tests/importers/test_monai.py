@@ -888,6 +888,8 @@ def test_two_filters_keep_what_both_do():
         ([], [1], "no argmax"), ([{"_target_": "Activationsd", "sigmoid": True}], [1], "no argmax"),
         ([{**ARGMAX, "to_onehot": 3}], [1], "one-hot"), ([ARGMAX], ["a"], "not understood"), ([ARGMAX], None, "not understood"),
         ([ARGMAX], [0], "no label"), ([ARGMAX], [], "no label"),
+        ([ARGMAX, {"_target_": "SaveImaged", "resample": False}], [1], "has all labels"),
+        ([ARGMAX, {"_target_": "FillHolesd", "applied_labels": [1]}], [1], "behind FillHoles"),
     ],
 )  # fmt: skip
 def test_a_filter_of_what_are_no_labels_is_named(before, applied, words):

@@ -31,6 +31,8 @@ class Behind:
     threshold: float | None = None
     kept: set[int] | None = None
     """Labels but 0 that are left, of those of the largest channel; None: all."""
+    saved: bool = False
+    """Whether it is written by now."""
     output: dict[str, Any] = field(default_factory=lambda: {"output": 1, "output_apart": 1})
     """How the result comes back to the scan's grid: fields of `Resampling`."""
     done: list[str] = field(default_factory=list)
@@ -70,6 +72,7 @@ def behind_of(listed: Sequence[Kwargs]) -> Behind:
             found.objects.append((name, kwargs))
         elif name in ("Invert", "SaveImage"):
             _back(name, kwargs, found)
+            found.saved = found.saved or name == "SaveImage"
         elif name not in (*HARMLESS, *_OF_VALUES, "MeanEnsemble", "SplitDim"):
             found.other.append(f"{name or 'a postprocessing without a name'}: it has no counterpart")
     if found.exclusive and found.activation == "sigmoid":
@@ -93,6 +96,12 @@ def _filtered(kwargs: Kwargs, found: Behind) -> None:
     those that happen to be there."""
     if not found.exclusive or found.one_hot:
         found.other.append(f"LabelFilter of {'one-hot channels' if found.one_hot else 'what no argmax made labels of'}")
+        return
+    if found.saved:
+        found.other.append("LabelFilter behind SaveImage: the file that it writes has all labels")
+        return
+    if found.objects:
+        found.other.append(f"LabelFilter behind {found.objects[-1][0]}: labels are filtered before their objects here")
         return
     said = kwargs.get("applied_labels")
     listed: list[Any] = list(said) if isinstance(said, Iterable) else [said]
