@@ -12,7 +12,7 @@ from unet_engine.backends.fake import FakeBackend
 from unet_engine.model.spec import ModelSpec
 from unet_engine.settings.files import CONFIG
 
-pytest_plugins = ["support.cheaply", "support.examples", "support.exported_once", "support.turns"]
+pytest_plugins = ["support.cheaply", "support.examples", "support.exported_once", "support.importing", "support.turns"]
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -16,6 +16,7 @@ yaml = pytest.importorskip("yaml")
 
 from support import packages  # noqa: E402
 from support.command_line import cli  # noqa: E402
+from support.importing import imported, refusal  # noqa: E402
 from support.volumes import make_volume, result_of  # noqa: E402
 from unet_engine.errors import ModelError  # noqa: E402
 from unet_engine.model.file import open_model  # noqa: E402
@@ -42,12 +43,6 @@ def small(folder, **options):
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     said = {"before": [ZSCORE], "behind": [packages.step("softmax", axis="channel")], "classes": ("sky", "cell")}
     return packages.package(folder, net, given, expected, **(said | options)), given, expected
-
-
-def imported(source, *options):
-    said = cli("import", source, "--out", "net.onnx", "--json", *options)
-    assert said.code == 0, said.err
-    return said, open_model("net.onnx")
 
 
 def test_a_package_keeps_what_its_description_says(tmp_path):
@@ -315,14 +310,6 @@ def test_what_no_reader_expects_is_one_line(tmp_path, monkeypatch):
 
 
 # --- what is refused, and what is left out ---
-
-
-def refusal(folder, *options):
-    said = cli("import", folder, "--out", "net.onnx", *options)
-    assert said.code in (2, 5), said.err
-    assert len(said.error) < 600
-    assert "Traceback" not in said.err
-    return said.error
 
 
 def test_a_test_output_that_is_not_reached_refuses_the_file_unless_told_otherwise(tmp_path):

@@ -17,10 +17,10 @@ from monai import transforms as mt  # noqa: E402
 
 from support import bundles  # noqa: E402
 from support.command_line import cli  # noqa: E402
+from support.importing import imported, refusal  # noqa: E402
 from support.shares import share  # noqa: E402
 from support.volumes import make_volume  # noqa: E402
 from unet_engine.errors import ModelError  # noqa: E402
-from unet_engine.model.file import open_model  # noqa: E402
 from unet_engine.model.normalization import Normalization  # noqa: E402
 from unet_engine.model.spec import ModelSpec  # noqa: E402
 from unet_engine.volumes.normalize import scaling  # noqa: E402
@@ -28,36 +28,14 @@ from unet_export.importers.base import Wanted  # noqa: E402
 from unet_export.importers.certificate import label_of  # noqa: E402
 from unet_export.importers.files import Files  # noqa: E402
 from unet_export.importers.intensity import NotPossible  # noqa: E402
-from unet_export.importers.make import make  # noqa: E402
 from unet_export.importers.monai.behind import behind_of, numbers_above  # noqa: E402
-from unet_export.importers.monai.config import Config, NeedsTrust  # noqa: E402
-from unet_export.importers.monai.importer import MonaiBundle, _Reader, about_outside  # noqa: E402
+from unet_export.importers.monai.importer import MonaiBundle, _Reader  # noqa: E402
 from unet_export.importers.monai.networks import decided  # noqa: E402
 from unet_export.importers.monai.objects import about_objects  # noqa: E402
 from unet_export.importers.monai.pads import about_pads  # noqa: E402
 from unet_export.importers.monai.transforms import before_of  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("exported_once")
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("UNET_ENGINE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-
-
-def imported(source, *options):
-    said = cli("import", source, "--out", "net.onnx", "--json", *options)
-    assert said.code == 0, said.err
-    return said, open_model("net.onnx")
-
-
-def refusal(folder, *options):
-    said = cli("import", folder, "--out", "net.onnx", *options)
-    assert said.code in (2, 5), said.err
-    assert len(said.error) < 600
-    assert "Traceback" not in said.err
-    return said.error
+pytestmark = pytest.mark.usefixtures("exported_once", "cache_of_its_own")
 
 
 def test_a_bundle_keeps_what_its_configuration_says(tmp_path):
@@ -346,7 +324,12 @@ def test_planes_across_any_axis_give_what_monai_gives(tmp_path, across):
 def test_planes_of_a_volume_that_is_turned_and_interpolated(tmp_path, across, axis):
     """They are windows of one voxel of it: a picture's spec has no orientation that its planes could be turned to."""
     inferer = {"_target_": "SliceInferer", "roi_size": [16, 24], "spatial_dim": across}
-    before = [bundles.LOAD, {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"}, SPACED, bundles.RANGE]
+    before = [
+        bundles.LOAD,
+        {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
+        bundles.SPACED,
+        bundles.RANGE,
+    ]
     folder = bundles.bundle(tmp_path / "b", said=FLAT, before=before, inferer=inferer)
     said = MonaiBundle().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), lambda _: None).promised
     assert said["orientation"] == "SAR"
@@ -445,376 +428,7 @@ def spec_of(out, **meaning):
     return ModelSpec(name="n", axes="yx", channels_in=1, channels_out=out, **window, **meaning)
 
 
-# --- expressions ---
-
-
-def config(trusted=False, **said):  # noqa: FBT002
-    return Config("b", said, trusted=trusted)
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("$1 + 2 * 3", 7), ("@a", 4), ("$@a * 2", 8), ("$@b[1] + @a", 6), ("@b", [1, 2]), ("@c::d", 5), ("@c#d", 5),
-        ("%c", {"d": 5}), ("$[@a] * 3", [4, 4, 4]), ("$'x' if @a > 3 else 'y'", "x"), ("$len(@b)", 2), ("$-@a // 3", -2),
-        ("$@a in @b", False), ("$not @a", False), ("$monai.networks.layers.Norm.BATCH", "batch"), ("$Act.PRELU", "prelu"),
-        ("$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')", "cpu"), ("$@b + [3]", [1, 2, 3]),
-        ("$@bundle_root + '/models'", "./models"), ("$2**3", 8), ("$None", None), ("$tuple(@b)", (1, 2)),
-    ],
-)  # fmt: skip
-def test_plain_expressions_are_computed(text, value):
-    assert config(a=4, b=[1, 2], c={"d": 5}, bundle_root=".", x=text).value("x") == value
-
-
-HOSTILE = [
-    "$__import__('os').system('touch ran')", "$open('ran', 'w')", "$().__class__.__bases__[0].__subclasses__()",
-    "$[x for x in (1,)]", "$(lambda: 1)()", "$'{0.__class__}'.format(1)", "$exec('1')", "$eval('1')", "$getattr(1, 'real')",
-    "$'%099999999d' % 1", "$torch.load('x')", "$@a.__class__", "$print(1)", "$f'{1}'", "$(y := 1)",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_expressions_that_are_code_need_trust(tmp_path, text):
-    with pytest.raises(NeedsTrust):
-        config(a=4, x=text).value("x")
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("text", HOSTILE[:2])
-@pytest.mark.parametrize("key", ["network_def", "inferer", "preprocessing"])
-def test_a_hostile_bundle_is_refused_in_one_line_and_runs_nothing(tmp_path, text, key):
-    folder = bundles.bundle(tmp_path / "b", **{key: text})
-    if key == "network_def":
-        path = folder / "configs" / "inference.json"
-        said = json.loads(path.read_text())
-        path.write_text(json.dumps(said | {"network_def": {**bundles.NETWORK, "norm": text}}))
-    assert "--trust" in refusal(folder)
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    "text", ["$2 ** 99999999", "$'a' * 99999999999", "$[0] * 10**9", "$9**64 ** 64", "$1 / 0", "$(", "$'a' + 1"]
-)
-def test_expressions_without_end_or_sense_are_one_line(text):
-    with pytest.raises((Exception,)) as refused:
-        config(x=text).value("x")
-    assert type(refused.value).__name__ in ("ModelError", "NeedsTrust")
-
-
-@pytest.mark.parametrize(
-    "said", [{"x": "@x"}, {"x": "@y", "y": "@x"}, {"x": ["@x"]}, {"x": "$@x + 1"}, {"x": "@nothing"}]
-)
-def test_references_in_circles_or_to_nothing_are_one_line(said):
-    with pytest.raises(Exception, match=r"circle|not there"):
-        config(**said).value("x")
-
-
-def test_what_other_files_say_and_relative_ids_are_put_in_as_monai_does_it(tmp_path, monkeypatch):
-    """A preprocessing in another file was none, without a word."""
-    from monai.bundle import ConfigParser
-
-    from unet_export.importers.monai.joined import joined
-
-    said = {
-        "a": 1, "whole": "%configs/more.yaml", "one": "%configs/more.yaml::pre#0::n", "more": ["%configs/more.yaml#pre"],
-        "b": {"up": "@##a", "beside": "@#c::0", "c": ["$@::1 + @###a", 3], "d": "@a"}, "mail": "who@where.json",
-    }  # fmt: skip
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/more.yaml").write_text("pre: [{n: 7, m: '@a'}]\nroi: [1, 2]\n")
-    monkeypatch.chdir(tmp_path)
-    theirs = ConfigParser(json.loads(json.dumps(said)))
-    theirs.resolve_macro_and_relative_ids()
-    yaml = pytest.importorskip("yaml")
-    found = joined(said, lambda name: yaml.safe_load((tmp_path / name).read_text()))
-    assert found == {k: v for k, v in theirs.get().items() if not k.startswith("_")}
-    assert Config("b", found, trusted=False).value("b") == {"up": 1, "beside": 4, "c": [4, 3], "d": 1}
-
-
-@pytest.mark.parametrize(
-    "said", ["%configs/gone.yaml::pre", "%../../etc/a.json", "%configs/metadata.json::gone", "@#####a"]
-)
-def test_what_leads_to_no_file_of_the_bundle_is_named(tmp_path, said):
-    folder = bundles.bundle(tmp_path / "b")
-    path = folder / "configs/inference.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"preprocessing": said}))
-    assert re.search("lacks the file|outside of it|leads nowhere", refusal(folder))
-
-
-def test_references_that_grow_without_end_are_one_line():
-    said = {"a0": list(range(10))} | {f"a{i}": [f"@a{i - 1}"] * 10 for i in range(1, 10)}
-    with pytest.raises(Exception, match="more than one does"):
-        config(**said).value("a9")
-
-
-# --- what is missing or foreign ---
-
-
-def test_a_network_that_is_not_listed_needs_trust(tmp_path):
-    folder = bundles.bundle(tmp_path / "b")
-    path = folder / "configs" / "inference.json"
-    said = json.loads(path.read_text())
-    for target in ("os.system", "scripts.net.Mine", "torch.nn.Linear", "monai.networks.nets.Classifier"):
-        path.write_text(json.dumps(said | {"network_def": {"_target_": target, "command": "touch ran"}}))
-        assert "--trust" in refusal(folder)
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.slow
-def test_the_bundles_own_network_is_built_with_trust(tmp_path):
-    folder = bundles.bundle(tmp_path / "b")
-    (folder / "scripts").mkdir()
-    (folder / "scripts" / "__init__.py").write_text("")
-    (folder / "scripts" / "own_net.py").write_text(
-        "from monai.networks.nets import UNet\n\n\nclass Mine(UNet):\n    pass\n"
-    )
-    path = folder / "configs" / "inference.json"
-    said = json.loads(path.read_text())
-    path.write_text(json.dumps(said | {"network_def": said["network_def"] | {"_target_": "scripts.own_net.Mine"}}))
-    assert "--trust" in refusal(folder)
-    _, model = imported(folder, "--trust")
-    assert model.credit.certificate[0].largest_difference < 1e-3
-
-
-def test_model_ts_with_trust(tmp_path):
-    folder = bundles.bundle(tmp_path / "b")
-    (folder / "models" / "model.pt").unlink()
-    assert "model.ts" in refusal(folder)
-    torch.jit.trace(bundles.network(), torch.zeros(1, 1, 16, 16, 16)).save(str(folder / "models" / "model.ts"))
-    assert "--trust" in refusal(folder)
-    assert imported(folder, "--trust")[1].credit.certificate[0].largest_difference < 1e-3
-
-
-@pytest.mark.parametrize("file", ["configs/metadata.json", "configs/inference.json", "models/model.pt"])
-def test_files_that_are_cut_are_one_line(tmp_path, file):
-    folder = bundles.bundle(tmp_path / "b")
-    data = (folder / file).read_bytes()
-    (folder / file).write_bytes(data[: len(data) // 2])
-    assert file.rpartition("/")[2] in refusal(folder)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("authors", 3),
-        ("references", {"a": 1}),
-        ("network_data_format", "x"),
-        ("network_data_format", {"inputs": [None], "outputs": 1}),
-    ],
-)
-def test_metadata_of_wrong_types_say_nothing(tmp_path, key, value):
-    folder = bundles.bundle(tmp_path / "b")
-    file = folder / "configs" / "metadata.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
-    assert MonaiBundle().read(folder, Wanted(str(folder), "net.onnx"), [].append).members
-
-
-def test_weights_of_another_network_are_named(tmp_path):
-    folder = bundles.bundle(tmp_path / "b")
-    torch.save({"a.weight": torch.zeros(3)}, folder / "models" / "model.pt")
-    assert "lacks" in refusal(folder)
-
-
-def test_a_pickle_in_the_place_of_weights_runs_nothing(tmp_path):
-    folder = bundles.bundle(tmp_path / "b")
-    import os
-
-    class Evil:
-        def __reduce__(self):
-            return os.system, ("touch ran",)
-
-    torch.save({"state_dict": Evil()}, folder / "models" / "model.pt")
-    refusal(folder)
-    assert not (tmp_path / "ran").exists()
-
-
-# --- another spacing than the scan's ----------------------------------------------------------------------------------
-
-
-SPACED = {"_target_": "Spacingd", "keys": "image", "pixdim": [1.5, 1.1, 2.0], "mode": "bilinear"}
-INVERT = {
-    "_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image", "nearest_interp": False,
-    "to_tensor": True,
-}  # fmt: skip
-
-
-def scanned(folder, array, spacing, codes):
-    """A NIfTI whose voxels x, y, z are `spacing` long and point to `codes`."""
-    nibabel = pytest.importorskip("nibabel")
-    affine = np.zeros((4, 4))
-    for axis, code in enumerate(codes):
-        world = next(w for w, both in enumerate(("LR", "PA", "IS")) if code in both)
-        affine[world, axis] = spacing[axis] * (1 if code in "RAS" else -1)
-    affine[:, 3] = [3, -4, 5, 1]
-    path = folder / f"{codes}.nii"
-    nibabel.save(nibabel.Nifti1Image(array, affine), path)
-    return str(path)
-
-
-def labels_of(scan, folder):
-    """Of a run that blends and pads as these bundles do, in order x, y, z."""
-    said = cli(
-        "run", "--in", scan, "--model", folder, "--out", "o.zarr", "--overlap", "0.25", "--blend", "constant",
-        "--padding", "constant",
-    )  # fmt: skip
-    assert said.code == 0, said.err
-    return zarr.open_group("o.zarr", mode="r")["0"][...].transpose(2, 1, 0)
-
-
-@pytest.mark.parametrize(
-    ("way", "codes"), share([("probabilities", "SLP"), ("outputs", "RAS"), ("labels", "LPS"), ("saved", "PSR")])
-)
-def test_a_scan_of_another_spacing_and_orientation_gives_monais_labels(tmp_path, way, codes):
-    """Its transforms before and behind, on the file."""
-    before = [
-        bundles.LOAD, {"_target_": "EnsureChannelFirstd", "keys": "image"},
-        {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"}, SPACED, bundles.RANGE,
-    ]  # fmt: skip
-    activate, discrete = bundles.SOFTMAX
-    behind = {
-        "probabilities": [activate, INVERT, discrete], "outputs": [INVERT, activate, discrete],
-        "labels": [activate, discrete, INVERT | {"nearest_interp": True}],
-        "saved": [activate, discrete, {"_target_": "SaveImaged", "keys": "pred"}],
-    }[way]  # fmt: skip
-    folder = bundles.bundle(tmp_path / "b", before=before, behind=behind)
-    array = np.random.default_rng(3).normal(50, 60, (37, 41, 30)).astype(np.float32)
-    for axis in range(3):
-        array = array + np.roll(array, 1, axis)
-    scan = scanned(tmp_path, array, (1.0, 1.3, 1.7), codes)
-    loaded = mt.Compose([
-        mt.LoadImaged("image"), mt.EnsureChannelFirstd("image"), mt.Orientationd("image", axcodes="RAS"),
-        mt.Spacingd("image", pixdim=SPACED["pixdim"], mode="bilinear"),
-        mt.ScaleIntensityRanged("image", -57, 164, 0, 1, clip=True),
-    ])  # fmt: skip
-    data = loaded({"image": scan})
-    with torch.inference_mode():
-        made = monai.inferers.sliding_window_inference(data["image"][None], (24, 16, 32), 2, bundles.network(), 0.25)[0]
-    data["pred"] = made
-    linear, nearest = (
-        mt.Invertd("pred", transform=loaded, orig_keys="image", nearest_interp=n, to_tensor=True) for n in (False, True)
-    )
-    steps = {
-        "probabilities": [mt.Activationsd("pred", softmax=True), linear, mt.AsDiscreted("pred", argmax=True)],
-        "outputs": [linear, mt.AsDiscreted("pred", argmax=True)],
-        "labels": [mt.AsDiscreted("pred", argmax=True), nearest],
-        "saved": [mt.AsDiscreted("pred", argmax=True), nearest],
-    }[way]
-    theirs = np.asarray(mt.Compose(steps)(data)["pred"])[0]
-    ours = labels_of(scan, folder)
-    assert ours.shape == theirs.shape
-    assert len(np.unique(theirs)) > 1
-    assert (ours == theirs).mean() >= (0.999 if way in ("probabilities", "outputs") else 0.98)
-
-
-ZSCORE = {"_target_": "NormalizeIntensityd", "keys": "image"}
-EDGED = {"_target_": "CropForegroundd", "keys": "image", "source_key": "image"}
-
-
-@pytest.mark.parametrize(("spaced", "margin"), share([(False, [4, 9, 2]), (True, 4), (False, 0), (True, 0)]))
-def test_a_scan_that_is_cropped_to_what_is_above_a_value_gives_monais_labels(tmp_path, spaced, margin):
-    """Air of 0 once voxels are scaled; what is measured is measured of the box, windows begin with it, 0 is outside.
-    spaced: of voxels that were brought to the network's spacing. margin: by which the box is larger, as far as there are
-    voxels, which ends before at one side at least."""
-    before = [
-        bundles.LOAD, {"_target_": "EnsureChannelFirstd", "keys": "image"},
-        {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"}, *([SPACED] if spaced else []), bundles.RANGE,
-        EDGED | {"margin": margin, "allow_smaller": True}, ZSCORE,
-    ]  # fmt: skip
-    activate, discrete = bundles.SOFTMAX
-    folder = bundles.bundle(tmp_path / "b", before=before, behind=[activate, INVERT, discrete])
-    rng = np.random.default_rng(3)
-    array = rng.choice([-1000, -57], (47, 41, 50)).astype(np.float32)  # the lower end itself is air, too
-    array[5:38, 7:30, 9:49] = rng.normal(50, 60, (33, 23, 40))
-    scan = scanned(tmp_path, array, (1.0, 1.3, 1.7), "LPS")
-    loaded = mt.Compose([
-        mt.LoadImaged("image"), mt.EnsureChannelFirstd("image"), mt.Orientationd("image", axcodes="RAS"),
-        *([mt.Spacingd("image", SPACED["pixdim"], mode="bilinear")] if spaced else []),
-        mt.ScaleIntensityRanged("image", -57, 164, 0, 1, clip=True),
-        mt.CropForegroundd("image", "image", margin=margin, allow_smaller=True),
-        mt.NormalizeIntensityd("image"),
-    ])  # fmt: skip
-    data = loaded({"image": scan})
-    shapes = {True: (22, 29, 35), False: (33, 23, 40)}
-    assert (data["image"].shape[1:] == shapes[spaced]) == (margin == 0)
-    with torch.inference_mode():
-        data["pred"] = monai.inferers.sliding_window_inference(
-            data["image"][None], (24, 16, 32), 2, bundles.network(), 0.25
-        )[0]
-    inverted = mt.Invertd("pred", transform=loaded, orig_keys="image", nearest_interp=False, to_tensor=True)
-    behind = mt.Compose([mt.Activationsd("pred", softmax=True), inverted, mt.AsDiscreted("pred", argmax=True)])
-    theirs = np.asarray(behind(data)["pred"])[0]
-    ours = labels_of(scan, folder)
-    assert len(np.unique(theirs)) > 1
-    assert (ours == theirs).mean() >= 0.9999
-
-
-@pytest.mark.parametrize(
-    ("listed", "crop"),
-    [
-        ([EDGED], 0.0), ([bundles.RANGE, EDGED], -57.0), ([ZSCORE, EDGED], None), ([EDGED, ZSCORE], 0.0),
-        ([bundles.RANGE, EDGED | {"margin": 3}], None), ([EDGED | {"margin": 3, "allow_smaller": True}], 0.0),
-        ([EDGED | {"margin": [2, 0, 0]}], None), ([bundles.RANGE, EDGED | {"k_divisible": [8, 8, 8]}], None),
-        ([bundles.RANGE | {"b_min": 1, "b_max": 2}, EDGED], -float(np.finfo(np.float32).max)),  # all of it is
-        ([bundles.RANGE | {"b_min": -2, "b_max": -1}, EDGED], None), ([EDGED | {"source_key": "label"}], None),
-        ([EDGED, SPACED], None), ([SPACED, bundles.RANGE, EDGED], -57.0),
-        ([EDGED | {"select_fn": "$lambda x: x > -500"}], -500.0), ([EDGED, EDGED], 0.0),
-    ],
-)  # fmt: skip
-def test_what_a_volume_is_cropped_to(listed, crop):
-    said = Config("b", {"x": listed}, trusted=False).value("x")
-    found = before_of(said)
-    assert found.crop == crop
-    assert (crop is None or listed == [EDGED, EDGED]) == ("CropForeground" in str(found.other))
-
-
-def test_a_sigmoid_of_the_0_around_what_was_cropped_is_told():
-    cropped, each = before_of([EDGED]), {"_target_": "Activationsd", "keys": "pred", "sigmoid": True}
-    half, more = ({"_target_": "AsDiscreted", "keys": "pred", "threshold": t} for t in (0.5, 0.6))
-    assert "outside of what CropForeground takes" in str(about_outside(cropped, behind_of([INVERT, each, half])))
-    assert not about_outside(cropped, behind_of([INVERT, each, more]))
-    assert not about_outside(cropped, behind_of([each, INVERT, half]))
-    assert not about_outside(before_of([bundles.RANGE]), behind_of([INVERT, each, half]))
-
-
-@pytest.mark.slow
-def test_its_predictor_takes_voxels_of_another_size(tmp_path):
-    """As a run does, to the digit: what a certificate is made of."""
-    folder = bundles.bundle(
-        tmp_path / "b", before=[bundles.LOAD, SPACED, bundles.RANGE], behind=[INVERT, *bundles.SOFTMAX]
-    )
-    found = MonaiBundle().read(folder, Wanted(checkpoint=str(folder), out="net.onnx"), lambda _: None)
-    volume = np.random.default_rng(3).normal(50, 60, (1, 30, 33, 40)).astype(np.float32)
-    spacing = (1.6, 1.3, 1.1)
-    theirs = found.predictor(volume, found.promised["window"], spacing)
-    scan = make_volume(tmp_path / "v.zarr", volume[0], axes="zyx", ome="0.5", scale=spacing, unit="millimeter")
-    said = cli("run", "--in", scan, "--model", folder, "--out", "o.zarr", "--overlap", "0.25", "--blend", "constant",
-               "--padding", "constant", "--output", "logits")  # fmt: skip
-    assert said.code == 0, said.err
-    ours = zarr.open_group("o.zarr", mode="r")["0"][...]
-    assert ours.shape == theirs.shape
-    np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max())
-
-
-PADDED = bundles.INFERER | {"padding_mode": "replicate"}
-CERTIFIED = [
-    ("interpolated", [SPACED, bundles.RANGE], [INVERT, *bundles.SOFTMAX], bundles.INFERER),
-    ("brought back nearest", [SPACED, bundles.RANGE], [*bundles.SOFTMAX, INVERT | {"nearest_interp": True}], PADDED),
-    ("measured interpolated", [SPACED, ZSCORE], [INVERT, *bundles.SOFTMAX], bundles.INFERER),
-    ("measured before", [ZSCORE, SPACED], [INVERT, *bundles.SOFTMAX], PADDED),
-]
-
-
-@pytest.mark.parametrize(
-    ("before", "behind", "inferer"), share(c[1:] for c in CERTIFIED), ids=[c[0] for c in CERTIFIED]
-)
-def test_the_certificate_is_of_voxels_of_another_size_where_it_resamples(tmp_path, before, behind, inferer):
-    """Images smaller than the window are padded as the bundle does, what is measured is measured where it does."""
-    folder = bundles.bundle(tmp_path / "b", before=[bundles.LOAD, *before], behind=behind, inferer=inferer)
-    made = make(MonaiBundle(), Wanted(checkpoint=str(folder), out=str(tmp_path / "net.onnx")), lambda _: None)
-    (certificate,) = made["credit"]["certificate"]
-    assert certificate["against"].endswith("of voxels of another size")
-    assert certificate["shape"][1:] == [61, 21, 31]  # windows of 32, 16 and 24 voxels, 9/7 times finer
-    assert certificate["equal_labels"] >= 0.9999
-    assert certificate["largest_difference"] < 1e-5
+# --- how windows are put together, and labels made ---
 
 
 @pytest.mark.parametrize(
@@ -955,15 +569,15 @@ def test_reading_that_has_no_counterpart_is_refused(listed):
 @pytest.mark.parametrize(
     ("listed", "measured", "other"),
     [
-        ([ZSCORE, of_image("SpatialPad", spatial_size=[32, 32, 32])], 0, 0),
+        ([bundles.ZSCORE, of_image("SpatialPad", spatial_size=[32, 32, 32])], 0, 0),
         ([of_image("SpatialPad", spatial_size=32), bundles.RANGE], 0, 1),
         ([bundles.RANGE, of_image("SpatialPad", spatial_size=32)], 0, 0),
         ([of_image("SpatialPad", spatial_size=32), bundles.RANGE | {"a_min": 0}], 0, 0),
         ([of_image("SpatialPad", spatial_size=32), of_image("ShiftIntensity", offset=1)], 0, 1),
         ([of_image("SpatialPad", spatial_size=32), of_image("NormalizeIntensity", subtrahend=5, divisor=2)], 0, 1),
-        ([ZSCORE, of_image("SpatialPad", spatial_size=[64, 32, 32])], 0, 1),
-        ([ZSCORE, of_image("SpatialPad", spatial_size=32, mode="reflect")], 0, 1),
-        ([of_image("DivisiblePad", k=16), ZSCORE], 1, 1),
+        ([bundles.ZSCORE, of_image("SpatialPad", spatial_size=[64, 32, 32])], 0, 1),
+        ([bundles.ZSCORE, of_image("SpatialPad", spatial_size=32, mode="reflect")], 0, 1),
+        ([of_image("DivisiblePad", k=16), bundles.ZSCORE], 1, 1),
         ([of_image("SpatialPad", spatial_size=32), of_image("NormalizeIntensity", nonzero=True)], 0, 0),
         ([of_image("SpatialPad", spatial_size=32, value=-1), of_image("NormalizeIntensity", nonzero=True)], 1, 1),
     ],

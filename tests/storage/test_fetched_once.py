@@ -197,14 +197,17 @@ def fetched(fetching, reads, most):
     return fetches
 
 
+class _TenBytes:
+    """A store of every key of one letter."""
+
+    read_only = True
+
+    async def get(self, key, prototype, byte_range=None):
+        return key.encode() * 10
+
+
 def test_a_store_keeps_what_is_needed_next():
-    class Store:
-        async def get(self, key, prototype, byte_range=None):
-            return key.encode() * 10
-
-        read_only = True
-
-    store = Kept(Store())
+    store = Kept(_TenBytes())
     store.most = 30
     store.expect({"a": 5, "b": 9, "c": 7, "d": 6, "e": NEVER})
     for key in "abcde":
@@ -219,14 +222,7 @@ def test_a_store_keeps_what_is_needed_next():
 
 def test_what_was_to_be_read_by_now_and_was_not_goes_first():
     """As another worker read it: else the seams of a share would fill what is kept."""
-
-    class Store:
-        async def get(self, key, prototype, byte_range=None):
-            return key.encode() * 10
-
-        read_only = True
-
-    store = Kept(Store())
+    store = Kept(_TenBytes())
     store.most = 30
     store.expect({"a": 3, "b": 9, "c": 7}, now=1)
     for key in "abc":

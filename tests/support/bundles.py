@@ -19,6 +19,8 @@ RANGE = {
     "clip": True,
 }
 LOAD = {"_target_": "LoadImaged", "keys": "image"}
+SPACED = {"_target_": "Spacingd", "keys": "image", "pixdim": [1.5, 1.1, 2.0], "mode": "bilinear"}
+ZSCORE = {"_target_": "NormalizeIntensityd", "keys": "image"}
 INFERER = {"_target_": "SlidingWindowInferer", "roi_size": [24, 16, 32], "sw_batch_size": 4, "overlap": 0.25}
 SOFTMAX = [
     {"_target_": "Activationsd", "keys": "pred", "softmax": True}, {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
